@@ -1,0 +1,49 @@
+"""Child processes for asyncio, on every event loop and thread.
+
+The API of :mod:`asyncio.subprocess`, without its faults::
+
+    import asyncio, aioproc
+
+    async def main():
+        process = await aioproc.create_subprocess_exec(
+            "git", "log", "-1", stdout=aioproc.PIPE)
+        stdout, _ = await process.communicate()
+        print(stdout.decode())
+
+    asyncio.run(main())
+
+``python -m aioproc`` tells which backend is in use, and why.
+"""
+
+from __future__ import annotations
+
+from subprocess import DEVNULL, PIPE, STDOUT
+
+from ._api import (
+    create_subprocess_exec,
+    create_subprocess_shell,
+    subprocess_exec,
+    subprocess_shell,
+)
+from ._backends.base import UNKNOWN_EXIT, ResourceUsage
+from ._process import Process
+from ._streams import StreamReader, StreamWriter
+from ._transport import SubprocessTransport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "UNKNOWN_EXIT",
+    "Process",
+    "ResourceUsage",
+    "StreamReader",
+    "StreamWriter",
+    "SubprocessTransport",
+    "create_subprocess_exec",
+    "create_subprocess_shell",
+    "subprocess_exec",
+    "subprocess_shell",
+]

@@ -1,0 +1,209 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from . import _backends
+from ._backends.base import Child
+from ._process import Process, StreamProtocol
+from ._spec import SpawnSpec, Stream, StrOrBytesPath
+from ._transport import SubprocessTransport, logger
+
+P = TypeVar("P", bound=asyncio.SubprocessProtocol)
+
+PIPE = asyncio.subprocess.PIPE
+
+#: A program that was written a moment ago cannot be executed while any process holds it
+#: open for writing, be it a child of another thread on its way to its exec (ETXTBSY;
+#: golang/go#22315). Seconds to wait between attempts, 100 ms in all.
+TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
+
+
+def _refuse_text(
+    shell: bool,
+    must_be_shell: bool,
+    universal_newlines: bool,
+    bufsize: int,
+    encoding: str | None,
+    errors: str | None,
+    text: bool | None,
+) -> None:
+    """asyncio's own refusals, in its words."""
+    if universal_newlines:
+        raise ValueError("universal_newlines must be False")
+    if bool(shell) != must_be_shell:
+        raise ValueError(f"shell must be {must_be_shell}")
+    if bufsize != 0:
+        raise ValueError("bufsize must be 0")
+    if text:
+        raise ValueError("text must be False")
+    if encoding is not None:
+        raise ValueError("encoding must be None")
+    if errors is not None:
+        raise ValueError("errors must be None")
+
+
+def _exec_spec(
+    program: StrOrBytesPath,
+    args: tuple[StrOrBytesPath, ...],
+    *,
+    universal_newlines: bool = False,
+    shell: bool = False,
+    bufsize: int = 0,
+    encoding: str | None = None,
+    errors: str | None = None,
+    text: bool | None = None,
+    **kwds: Any,
+) -> SpawnSpec:
+    _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
+    argv = (program, *args)
+    return SpawnSpec.build(argv, argv, **kwds)
+
+
+def _shell_spec(
+    cmd: str | bytes,
+    *,
+    universal_newlines: bool = False,
+    shell: bool = True,
+    bufsize: int = 0,
+    encoding: str | None = None,
+    errors: str | None = None,
+    text: bool | None = None,
+    **kwds: Any,
+) -> SpawnSpec:
+    if not isinstance(cmd, (bytes, str)):
+        raise ValueError("cmd must be a string")
+    _refuse_text(shell, True, universal_newlines, bufsize, encoding, errors, text)
+    return SpawnSpec.build(SpawnSpec.shell_args(cmd, kwds.get("executable")), cmd, **kwds)
+
+
+async def _spawn_once(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
+    child = _backends.current().spawn(spec, loop)
+    try:
+        if child.started is not None:
+            await child.started
+        else:
+            # A spawn is a point where others run and a cancellation arrives, whatever
+            # the backend.
+            await asyncio.sleep(0)
+    except BaseException:
+        child.abandon()
+        raise
+    return child
+
+
+async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
+    for pause in TEXT_BUSY_PAUSES:
+        try:
+            return await _spawn_once(spec, loop)
+        except OSError as error:
+            if error.errno != errno.ETXTBSY:
+                raise
+        await asyncio.sleep(pause)
+    return await _spawn_once(spec, loop)
+
+
+async def _open(
+    spec: SpawnSpec, protocol: asyncio.SubprocessProtocol, loop: asyncio.AbstractEventLoop
+) -> SubprocessTransport:
+    child = await _spawn(spec, loop)
+    transport = SubprocessTransport(loop, protocol, child, spec)
+    if loop.get_debug():
+        logger.debug("process %r created: pid %s", spec.args[0], child.pid)
+    transport.start()
+    return transport
+
+
+async def _open_process(spec: SpawnSpec, limit: int | None) -> Process:
+    loop = asyncio.get_running_loop()
+    protocol = StreamProtocol(limit, loop)
+    transport = await _open(spec, protocol, loop)
+    return Process(transport, protocol, loop)
+
+
+async def create_subprocess_exec(
+    program: StrOrBytesPath,
+    *args: StrOrBytesPath,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    limit: int | None = None,
+    **kwds: Any,
+) -> Process:
+    """Starts a program and returns once its exec has worked.
+
+    program, args: str, bytes or path-like; a program without a directory is looked for
+        in PATH, that of `env` if given.
+    stdin, stdout, stderr: None (inherit), PIPE, DEVNULL, a file descriptor or an object
+        with fileno(); for stderr also STDOUT.
+    limit: bytes. None (default): lines of any length. A number: readline() and
+        readuntil() raise for longer ones, as asyncio's do with its default of 65536.
+    kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
+        pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
+        preexec_fn, restore_signals, pipesize, bufsize=0.
+
+    Raises what Popen raises, before anything is left behind: OSError (FileNotFoundError,
+    PermissionError, ...) with the filename, ValueError, TypeError. Cancelling it kills
+    and reaps a child that has been made.
+
+    With `preexec_fn` the spawn holds up the loop until the exec, as asyncio's does.
+
+    Source: asyncio.create_subprocess_exec and subprocess.Popen in Python's documentation.
+    """
+    spec = _exec_spec(program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    return await _open_process(spec, limit)
+
+
+async def create_subprocess_shell(
+    cmd: str | bytes,
+    stdin: Stream = None,
+    stdout: Stream = None,
+    stderr: Stream = None,
+    limit: int | None = None,
+    **kwds: Any,
+) -> Process:
+    """Runs a command in the shell (/bin/sh, or `executable`).
+
+    Quoting is the caller's: shlex.quote. The rest as create_subprocess_exec.
+    """
+    spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    return await _open_process(spec, limit)
+
+
+async def subprocess_exec(
+    protocol_factory: Callable[[], P],
+    program: StrOrBytesPath,
+    *args: StrOrBytesPath,
+    stdin: Stream = PIPE,
+    stdout: Stream = PIPE,
+    stderr: Stream = PIPE,
+    **kwds: Any,
+) -> tuple[SubprocessTransport, P]:
+    """The low-level form: a transport and a protocol, as loop.subprocess_exec returns.
+
+    The protocol gets connection_made, pipe_data_received, pipe_connection_lost,
+    process_exited, and connection_lost after the exit and the end of all pipes. All
+    streams are pipes by default. Keywords and errors as create_subprocess_exec.
+    """
+    spec = _exec_spec(program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    protocol = protocol_factory()
+    return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+
+
+async def subprocess_shell(
+    protocol_factory: Callable[[], P],
+    cmd: str | bytes,
+    *,
+    stdin: Stream = PIPE,
+    stdout: Stream = PIPE,
+    stderr: Stream = PIPE,
+    **kwds: Any,
+) -> tuple[SubprocessTransport, P]:
+    """subprocess_exec for a shell command, as loop.subprocess_shell."""
+    spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    protocol = protocol_factory()
+    return await _open(spec, protocol, asyncio.get_running_loop()), protocol

@@ -1,0 +1,189 @@
+"""What the layer above and the rooms below agree on.
+
+A *room* (``posix.py``, ``pure.py``) is one way of spawning children and noticing
+their exits. It owns every handle it opens, for that handle's whole life, and knows
+nothing of transports, streams and processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from .._spec import SpawnSpec
+
+logger = logging.getLogger("aioproc")
+
+
+class _UnknownExit(int):
+    """The type of UNKNOWN_EXIT."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "aioproc.UNKNOWN_EXIT"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str:
+        return "UNKNOWN_EXIT"
+
+
+#: The returncode of a child that has ended while nobody knows how: another wait in
+#: this process took its status, or SIGCHLD is ignored, on a system that cannot tell
+#: it again (Linux 6.15 and newer can). An ``int`` that is true and equals no real
+#: code: those are -64..255 on POSIX and 0..0xFFFFFFFF on Windows.
+UNKNOWN_EXIT = _UnknownExit(-1_000_000)
+
+
+class ResourceUsage(NamedTuple):
+    """What a child used, told by the kernel when it was reaped.
+
+    The names are those of :func:`resource.getrusage` (getrusage(2)).
+    """
+
+    #: CPU time in user mode and in the kernel, in seconds.
+    ru_utime: float
+    ru_stime: float
+    #: Peak memory in KiB (macOS: bytes); None where the number that the kernel gives
+    #: is not the child's own: exec carries the parent's peak over, so a child that
+    #: stays below the peak of its parent has none of its own.
+    ru_maxrss: int | None
+    #: Page faults without and with I/O.
+    ru_minflt: int
+    ru_majflt: int
+    #: File system reads and writes, in blocks of 512 bytes.
+    ru_inblock: int
+    ru_oublock: int
+    #: Context switches.
+    ru_nvcsw: int
+    ru_nivcsw: int
+
+
+class ReadEnd(Protocol):
+    """Our end of a child's stdout or stderr."""
+
+    def fileno(self) -> int: ...
+    def read(self, n: int, /) -> bytes:
+        """Up to n bytes; b"" at the end; BlockingIOError when there is nothing yet."""
+
+    def readinto(self, buffer: bytearray, /) -> int:
+        """As read, into a buffer; 0 at the end."""
+
+    def watch(self, callback: Callable[[], None], /) -> None:
+        """Calls back in the loop whenever read() has something to give."""
+
+    def unwatch(self) -> None: ...
+    def close(self) -> None:
+        """Harmless when closed already, and after the loop has closed."""
+
+
+class WriteEnd(Protocol):
+    """Our end of a child's stdin."""
+
+    def fileno(self) -> int: ...
+    def write(self, data: bytes | memoryview, /) -> int:
+        """How much was taken; BlockingIOError when nothing can be just now."""
+
+    def watch(self, callback: Callable[[], None], /) -> None:
+        """Calls back in the loop whenever write() may take something."""
+
+    def unwatch(self) -> None: ...
+    def watch_reader(self, callback: Callable[[], None], /) -> None:
+        """Calls back in the loop when nobody holds the reading end any more."""
+
+    def close(self) -> None: ...
+
+
+class Child(Protocol):
+    """A spawned child process."""
+
+    pid: int
+    #: -N for signal N; None while it lives and the exit has not been noticed.
+    returncode: int | None
+    #: None until the exit, and where somebody else has reaped the child.
+    rusage: ResourceUsage | None
+    #: Resolved when the exec has worked, OSError when it has not; None where that is
+    #: known to have worked already.
+    started: asyncio.Future[None] | None
+    #: Called once in the loop, after returncode and rusage were set.
+    on_exit: Callable[[], None] | None
+    stdin: WriteEnd | None
+    stdout: ReadEnd | None
+    stderr: ReadEnd | None
+
+    def send_signal(self, signal: int, /) -> None:
+        """From any thread, also after the loop closed. ProcessLookupError once the
+        child has been reaped: never reaches a process that got the number since."""
+
+    def poll(self) -> int | None:
+        """The returncode; looks for an exit that no loop will notice any more."""
+
+    def expect_exit(self) -> None:
+        """A pipe has reached its end: the exit is likely near."""
+
+    def abandon(self) -> None:
+        """Kill it, close its pipes, reap it in the background, tell nothing."""
+
+
+class Backend(Protocol):
+    #: "native" or "pure".
+    name: str
+    #: How children are made and exits noticed, for people.
+    strategy: str
+
+    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
+        """Starts a child; to be called in the loop's thread. OSError when there is
+        none; what failed later comes by Child.started."""
+
+
+#: What a spawn was doing when it failed.
+STEP_SETUP, STEP_CHDIR, STEP_EXEC = 1, 2, 3
+
+
+def spawn_error(spec: SpawnSpec, number: int, step: int) -> OSError:
+    """The exception that subprocess.Popen would raise, filename included."""
+    if step == STEP_CHDIR:
+        filename = spec.cwd
+    elif step == STEP_EXEC:
+        filename = spec.executable
+    else:
+        filename = None
+    if filename is None:
+        return OSError(number, os.strerror(number))
+    return OSError(number, os.strerror(number), filename)
+
+
+def warn_unknown_exit(pid: int) -> None:
+    logger.warning(
+        "the exit status of child %d was taken by another wait in this process; "
+        "its returncode is UNKNOWN_EXIT",
+        pid,
+    )
+
+
+class _Generation:
+    """Counts the forks that lead to this process.
+
+    What was made in another generation belongs to the parent. An object of ours that
+    is collected in a forked child must not unregister from the event loop (the epoll
+    instance is shared: the parent's registration would go), nor signal, nor wait.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def advance(self) -> None:
+        self.number += 1
+
+
+generation = _Generation()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=generation.advance)

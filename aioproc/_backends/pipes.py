@@ -1,0 +1,181 @@
+"""Pipes on POSIX: our ends by ``add_reader``/``add_writer``, theirs as plain numbers.
+
+Shared by the rooms that hand file descriptors to a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .base import generation
+
+if TYPE_CHECKING:
+    from .._spec import SpawnSpec
+
+try:
+    from fcntl import F_SETPIPE_SZ, fcntl
+except ImportError:  # no Linux: pipes have the size they have
+    F_SETPIPE_SZ = 0  # type: ignore[misc]
+
+DEVNULL, PIPE = -3, -1
+
+
+class _End:
+    __slots__ = ("_fd", "_generation", "_loop", "_watched")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self._loop = loop
+        self._fd = fd
+        self._watched = False
+        self._generation = generation.number
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def _ours(self) -> bool:
+        return self._generation == generation.number and not self._loop.is_closed()
+
+
+class FdReadEnd(_End):
+    __slots__ = ()
+
+    def read(self, n: int) -> bytes:
+        return os.read(self._fd, n)
+
+    def readinto(self, buffer: bytearray) -> int:
+        return os.readv(self._fd, (buffer,))
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        if not self._watched:
+            self._loop.add_reader(self._fd, callback)
+            self._watched = True
+
+    def unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            if self._ours():
+                self._loop.remove_reader(self._fd)
+
+    def close(self) -> None:
+        fd = self._fd
+        if fd >= 0:
+            self.unwatch()
+            self._fd = -1
+            os.close(fd)
+
+
+class FdWriteEnd(_End):
+    __slots__ = ("_reader_watched",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        super().__init__(loop, fd)
+        self._reader_watched = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        return os.write(self._fd, data)
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        if not self._watched:
+            self._loop.add_writer(self._fd, callback)
+            self._watched = True
+
+    def unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            if self._ours():
+                self._loop.remove_writer(self._fd)
+
+    def watch_reader(self, callback: Callable[[], None]) -> None:
+        # The writing end of a pipe reports an error condition, which is an event for
+        # readers and writers alike, when the last reading end is gone (poll(2)).
+        if not self._reader_watched:
+            self._loop.add_reader(self._fd, callback)
+            self._reader_watched = True
+
+    def close(self) -> None:
+        fd = self._fd
+        if fd >= 0:
+            self.unwatch()
+            if self._reader_watched:
+                self._reader_watched = False
+                if self._ours():
+                    self._loop.remove_reader(fd)
+            self._fd = -1
+            os.close(fd)
+
+
+class Stdio:
+    """The three standard streams of a child to be: opened, ours and theirs."""
+
+    __slots__ = ("_to_close", "stderr", "stdin", "stdout", "theirs")
+
+    def __init__(self) -> None:
+        #: What the child gets as 0, 1, 2; -1: what we have.
+        self.theirs = [-1, -1, -1]
+        self.stdin: FdWriteEnd | None = None
+        self.stdout: FdReadEnd | None = None
+        self.stderr: FdReadEnd | None = None
+        self._to_close: list[int] = []
+
+    def close_theirs(self) -> None:
+        for fd in self._to_close:
+            os.close(fd)
+        self._to_close.clear()
+
+    def close(self) -> None:
+        self.close_theirs()
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.close()
+
+    def _pipe(self, pipesize: int) -> tuple[int, int]:
+        reader, writer = os.pipe()
+        if pipesize > 0 and F_SETPIPE_SZ:
+            try:
+                fcntl(writer, F_SETPIPE_SZ, pipesize)
+            except BaseException:
+                os.close(reader)
+                os.close(writer)
+                raise
+        return reader, writer
+
+    def _open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
+        for number, source in enumerate(spec.stdio):
+            if source is None:
+                continue
+            if source == PIPE:
+                reader, writer = self._pipe(spec.pipesize)
+                theirs, ours = (reader, writer) if number == 0 else (writer, reader)
+                self._to_close.append(theirs)
+                self.theirs[number] = theirs
+                if number == 0:
+                    self.stdin = FdWriteEnd(loop, ours)
+                elif number == 1:
+                    self.stdout = FdReadEnd(loop, ours)
+                else:
+                    self.stderr = FdReadEnd(loop, ours)
+                # Of our end only: the flag is the end's, and programs expect blocking.
+                os.set_blocking(ours, False)
+            elif source == DEVNULL:
+                fd = os.open(os.devnull, os.O_RDWR)
+                self._to_close.append(fd)
+                self.theirs[number] = fd
+            else:
+                self.theirs[number] = source
+        if spec.stderr_to_stdout:
+            # Without a stdout of its own the child has ours.
+            self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
+
+
+def open_stdio(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Stdio:
+    """Opens what the spec asks for; on an error nothing stays open."""
+    stdio = Stdio()
+    try:
+        stdio._open(spec, loop)
+    except BaseException:
+        stdio.close()
+        raise
+    return stdio

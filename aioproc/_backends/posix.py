@@ -1,0 +1,349 @@
+"""The native room on POSIX: children and their exits by the C port.
+
+    spawn -> ap_port_spawn -> token
+    loop sees the port readable -> _Port._drain -> ap_port_next
+        STARTED, FAILED -> NativeChild.started
+        EXITED -> NativeChild.returncode, rusage, on_exit()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import _native
+from .base import (
+    UNKNOWN_EXIT,
+    ResourceUsage,
+    generation,
+    logger,
+    spawn_error,
+    warn_unknown_exit,
+)
+from .pipes import FdReadEnd, FdWriteEnd, Stdio, open_stdio
+from .popen import popen
+from .residents import Resident, Residents
+
+if TYPE_CHECKING:
+    from .._spec import SpawnSpec
+
+ffi = _native.ffi
+lib = _native.lib
+
+STRATEGIES = {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}
+
+_BATCH = 64
+
+
+def probe(strategy: str) -> str | None:
+    """Why a strategy cannot be used here, or None."""
+    what = ffi.new("const char *[1]")
+    result = lib.ap_probe(STRATEGIES[strategy], what)
+    if result >= 0:
+        return None
+    return f"{ffi.string(what[0]).decode()}: {os.strerror(-result)}"
+
+
+def features() -> dict[str, bool]:
+    """What this kernel and C library have, for reports."""
+    bits = lib.ap_features()
+    return {
+        "close_range": bool(bits & lib.AP_HAS_CLOSE_RANGE),
+        "pidfd_get_info": bool(bits & lib.AP_HAS_PIDFD_INFO),
+        "addchdir_np": bool(bits & lib.AP_HAS_ADDCHDIR),
+        "addclosefrom_np": bool(bits & lib.AP_HAS_ADDCLOSEFROM),
+        "inline_syscalls": bool(bits & lib.AP_INLINE_SYSCALLS),
+    }
+
+
+def _usage(completion: Any) -> ResourceUsage | None:
+    if not completion.has_usage:
+        return None
+    return ResourceUsage(
+        completion.user_time / 1e6,
+        completion.system_time / 1e6,
+        completion.max_rss if completion.max_rss >= 0 else None,
+        completion.minor_faults,
+        completion.major_faults,
+        completion.blocks_in,
+        completion.blocks_out,
+        completion.switches_voluntary,
+        completion.switches_involuntary,
+    )
+
+
+class NativeChild:
+    """base.Child over a token of the C layer."""
+
+    __slots__ = (
+        "_generation",
+        "_port",
+        "_spec",
+        "_token",
+        "on_exit",
+        "pid",
+        "returncode",
+        "rusage",
+        "started",
+        "stderr",
+        "stdin",
+        "stdout",
+    )
+
+    def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
+        self._port: _Port | None = port
+        self._token = token
+        self._spec = spec
+        self._generation = generation.number
+        self.pid = pid
+        self.returncode: int | None = None
+        self.rusage: ResourceUsage | None = None
+        self.started: asyncio.Future[None] | None = None
+        self.on_exit: Callable[[], None] | None = None
+        self.stdin: FdWriteEnd | None = stdio.stdin
+        self.stdout: FdReadEnd | None = stdio.stdout
+        self.stderr: FdReadEnd | None = stdio.stderr
+
+    def send_signal(self, signal: int) -> None:
+        if self.returncode is not None or self._generation != generation.number:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        result = lib.ap_signal(self._token, signal)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self._generation == generation.number:
+            completion = ffi.new("ap_completion *")
+            if lib.ap_poll(self._token, completion) == 1:
+                self._exited(completion)
+        return self.returncode
+
+    def expect_exit(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self.on_exit = None
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.close()
+        port = self._port
+        if port is not None and self.returncode is None:
+            port.abandon(self._token)
+
+    def _settle(self, error: OSError | None) -> None:
+        started = self.started
+        if started is not None and not started.done():
+            if error is None:
+                started.set_result(None)
+            else:
+                started.set_exception(error)
+
+    def _exited(self, completion: Any) -> None:
+        status = completion.status
+        if status < 0:
+            self.returncode = UNKNOWN_EXIT
+            warn_unknown_exit(self.pid)
+        else:
+            self.returncode = os.waitstatus_to_exitcode(status)
+        self.rusage = _usage(completion)
+        self._port = None
+        on_exit = self.on_exit
+        if on_exit is not None:
+            self.on_exit = None
+            on_exit()
+
+
+class _Port(Resident[NativeChild]):
+    """The C port of one event loop; children by token."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        handle = ffi.new("ap_port **")
+        result = lib.ap_port_open(handle)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        self._port: Any = handle[0]
+        self._completions = ffi.new("ap_completion[]", _BATCH)
+        super().__init__(loop)
+        try:
+            loop.add_reader(lib.ap_port_fd(self._port), self._drain)
+        except BaseException:
+            self.close()
+            raise
+
+    def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        port, self._port = self._port, None
+        if loop is not None:
+            loop.remove_reader(lib.ap_port_fd(port))
+        lib.ap_port_close(port)
+
+    def is_idle(self) -> bool:
+        # The C layer also counts those that are being reaped without being told of.
+        return not self.children and not lib.ap_port_live(self._port)
+
+    def _rejoin(self, loop: asyncio.AbstractEventLoop, children: list[NativeChild]) -> None:
+        port = _ports.of(loop)
+        for child in children:
+            if lib.ap_port_rejoin(port._port, child._token) == 0:
+                port.add(child._token, child)
+
+    # -- children
+
+    def spawn(self, request: Any, strings: bytes, spec: SpawnSpec) -> int:
+        self.touch()
+        token: int = lib.ap_port_spawn(
+            self._port, request, strings, spec.pass_fds, spec.extra_groups or ()
+        )
+        return token
+
+    def adopt(self, pid: int) -> int:
+        self.touch()
+        token: int = lib.ap_port_adopt(self._port, pid)
+        return token
+
+    def add(self, token: int, child: NativeChild) -> None:
+        self.children[token] = child
+        child._port = self
+
+    def abandon(self, token: int) -> None:
+        self.children.pop(token, None)
+        if self.is_open:
+            lib.ap_port_abandon(self._port, token)
+            self.retire_when_idle()
+        else:
+            lib.ap_signal(token, 9)
+
+    def _drain(self) -> None:
+        if not self.is_open:
+            return
+        completions = self._completions
+        count = lib.ap_port_next(self._port, completions, _BATCH)
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        for i in range(count):
+            try:
+                self._complete(completions[i])
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException:
+                logger.exception("a child's completion could not be delivered")
+        if not self.children:
+            self.retire_when_idle()
+
+    def _complete(self, completion: Any) -> None:
+        kind = completion.kind
+        if kind == lib.AP_STARTED:
+            child = self.children.get(completion.token)
+            if child is not None:
+                child._settle(None)
+        elif kind == lib.AP_EXITED:
+            child = self.children.pop(completion.token, None)
+            if child is not None:
+                child._exited(completion)
+        else:
+            child = self.children.pop(completion.token, None)
+            if child is not None:
+                child._port = None
+                child._settle(spawn_error(child._spec, completion.error, completion.step))
+
+
+_ports = Residents(_Port)
+
+
+def _after_fork_in_child() -> None:
+    _ports.forget()
+    lib.ap_after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class PosixBackend:
+    """base.Backend by the C layer, with one of its strategies."""
+
+    name = "native"
+
+    def __init__(self, strategy: str) -> None:
+        self.strategy = strategy
+        self._code = STRATEGIES[strategy]
+
+    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
+        port = _ports.of(loop)
+        stdio = open_stdio(spec, loop)
+        try:
+            child = self._spawn(spec, loop, port, stdio)
+        except BaseException:
+            stdio.close()
+            raise
+        stdio.close_theirs()
+        return child
+
+    def _spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
+    ) -> NativeChild:
+        if spec.preexec_fn is not None:
+            return self._spawn_by_popen(spec, port, stdio)
+        # What subprocess.Popen raises, before anything is started (PEP 578).
+        sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
+        request, strings = self._request(spec, stdio.theirs)
+        token = port.spawn(request, strings, spec)
+        if token == -errno.ENOTSUP:
+            return self._spawn_by_popen(spec, port, stdio)
+        if token < 0:
+            raise spawn_error(spec, -token, request.step)
+        child = NativeChild(port, token, request.pid, spec, stdio)
+        if not request.started:
+            child.started = loop.create_future()
+        port.add(token, child)
+        return child
+
+    def _spawn_by_popen(self, spec: SpawnSpec, port: _Port, stdio: Stdio) -> NativeChild:
+        pid = popen(spec, stdio.theirs)
+        token = port.adopt(pid)
+        if token < 0:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            raise OSError(-token, os.strerror(-token))
+        child = NativeChild(port, token, pid, spec, stdio)
+        port.add(token, child)
+        return child
+
+    def _request(self, spec: SpawnSpec, fds: list[int]) -> tuple[Any, bytes]:
+        request = ffi.new("ap_request *")
+        request.strategy = self._code
+        flags = 0
+        if spec.close_fds:
+            flags |= lib.AP_CLOSE_FDS
+        if spec.restore_signals:
+            flags |= lib.AP_RESTORE_SIGNALS
+        if spec.start_new_session:
+            flags |= lib.AP_SETSID
+        if spec.process_group is not None:
+            flags |= lib.AP_SETPGID
+            request.process_group = spec.process_group
+        if spec.umask is not None:
+            flags |= lib.AP_UMASK
+            request.file_mode_mask = spec.umask
+        if spec.extra_groups is not None:
+            flags |= lib.AP_SETGROUPS
+            request.group_count = len(spec.extra_groups)
+        if spec.group is not None:
+            flags |= lib.AP_SETGID
+            request.gid = spec.group
+        if spec.user is not None:
+            flags |= lib.AP_SETUID
+            request.uid = spec.user
+        request.flags = flags
+        request.fds = fds
+        request.pass_count = len(spec.pass_fds)
+        request.program_count = len(spec.programs)
+        request.arg_count = len(spec.argv)
+        request.env_count = len(spec.encoded_env)
+        strings = [*spec.programs, *spec.argv, *spec.encoded_env]
+        if spec.encoded_cwd is not None:
+            request.has_cwd = 1
+            strings.append(spec.encoded_cwd)
+        return request, b"\0".join(strings) + b"\0"

@@ -1,0 +1,164 @@
+"""What lives in an event loop and ends with it: one resident a loop, for each room.
+
+A resident (the native port, the pure room's watch) is opened by the first child of a
+loop. It closes when it has had no child for a while, when its loop shuts down its
+asynchronous generators, and when its loop is found closed by the next spawn of
+whatever loop. Children that are alive then are handed to the room as orphans.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Generic, TypeVar
+
+#: Seconds without children after which a resident closes. Not at once, since opening
+#: one costs a good part of a spawn.
+LINGER = 1.0
+
+C = TypeVar("C")
+R = TypeVar("R", bound="Resident[Any]")
+
+
+class Resident(Generic[C]):
+    """Held by the loop (its readers), holds the loop weakly."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        #: What has to be told of an exit, by the room's own key.
+        self.children: dict[int, C] = {}
+        self.is_open = True
+        self._used = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._guard: AsyncGenerator[None, None] | None = None
+        self._watch_loop_end()
+
+    # -- for the rooms to fill in
+
+    def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Closes what the room has open and makes orphans of the children. `loop` is
+        None when it is closed."""
+        raise NotImplementedError
+
+    def is_idle(self) -> bool:
+        return not self.children
+
+    # -- the end
+
+    def loop_is_closed(self) -> bool:
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+    def close(self) -> None:
+        if not self.is_open:
+            return
+        self.is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        loop = self._loop()
+        self._release(None if loop is None or loop.is_closed() else loop)
+        # Futures among the children would keep the loop alive.
+        self.children.clear()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            try:
+                guard.aclose().send(None)
+            except (StopIteration, RuntimeError):
+                pass  # finished now, or just being finished by shutdown_asyncgens
+
+    def forget(self) -> None:
+        """In a forked child, where all of this is the parent's."""
+        self.is_open = False
+        self.children.clear()
+
+    def _watch_loop_end(self) -> None:
+        """Has the loop's shutdown_asyncgens() close the resident.
+
+        An asynchronous generator that waits to be finished is the one thing that every
+        loop lets go of, before it closes, by public API.
+        """
+
+        async def guard() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                self._loop_ends()
+
+        self._guard = guard()
+        try:
+            self._guard.__anext__().send(None)
+        except StopIteration:
+            pass
+        except Warning:
+            # -W error, and the loop has shut its generators down before. Then the
+            # resident closes when the loop is found closed.
+            self._guard = None
+
+    def _loop_ends(self) -> None:
+        if not self.is_open:
+            return
+        self._guard = None
+        children = list(self.children.values())
+        loop = self._loop()
+        self.close()
+        if children and loop is not None and not loop.is_closed():
+            # Somebody may shut the generators down and go on using the loop.
+            loop.call_later(0.1, self._rejoin, loop, children)
+
+    def _rejoin(self, loop: asyncio.AbstractEventLoop, children: list[C]) -> None:
+        raise NotImplementedError
+
+    # -- idleness
+
+    def touch(self) -> None:
+        self._used = True
+
+    def retire_when_idle(self) -> None:
+        loop = self._loop()
+        if self._timer is None and self.is_open and loop is not None and not loop.is_closed():
+            self._used = False
+            self._timer = loop.call_later(LINGER, self._retire)
+
+    def _retire(self) -> None:
+        self._timer = None
+        if not self.is_open or not self.is_idle():
+            return
+        if self._used:
+            self.retire_when_idle()
+        else:
+            self.close()
+
+
+class Residents(Generic[R]):
+    """The residents of all loops."""
+
+    def __init__(self, make: Callable[[asyncio.AbstractEventLoop], R]) -> None:
+        self._make = make
+        self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, R]
+        self._of = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> R:
+        """The loop's own, opened if need be. To be called in the loop's thread."""
+        resident = self._of.get(loop)
+        if resident is not None and resident.is_open and len(self._of) == 1:
+            return resident
+        with self._lock:
+            for other, found in list(self._of.items()):
+                if found.loop_is_closed():
+                    found.close()
+                if not found.is_open:
+                    self._of.pop(other, None)
+            resident = self._of.get(loop)
+            if resident is None:
+                resident = self._of[loop] = self._make(loop)
+            return resident
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        for resident in list(self._of.values()):
+            resident.forget()
+        self._of = weakref.WeakKeyDictionary()

@@ -1,0 +1,341 @@
+"""Process: what the user holds."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from types import TracebackType
+from typing import Any
+
+from ._backends.base import ResourceUsage
+from ._streams import StreamReader, StreamWriter
+from ._transport import SubprocessTransport, WritePipeTransport, logger
+
+#: Seconds between SIGTERM and SIGKILL when `async with` is left.
+GRACE = 5.0
+
+
+class StreamProtocol(asyncio.SubprocessProtocol):
+    """Joins a SubprocessTransport to the streams of a Process."""
+
+    def __init__(self, limit: int | None, loop: asyncio.AbstractEventLoop) -> None:
+        if limit is not None and limit <= 0:
+            raise ValueError("Limit cannot be <= 0")
+        self._limit = limit
+        self._loop = loop
+        self.stdin: StreamWriter | None = None
+        self.stdout: StreamReader | None = None
+        self.stderr: StreamReader | None = None
+        self._transport: SubprocessTransport | None = None
+        self._exited = False
+        self._readers_open = 0
+        self._stdin_open = False
+        self._stdin_error: Exception | None = None
+        self._writing_paused = False
+        self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._close_waiters: list[asyncio.Future[None]] = []
+        #: Resolved when all pipes have ended and the child has exited.
+        self._all_done: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._transport!r}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, SubprocessTransport)
+        self._transport = transport
+        for fd in (1, 2):
+            pipe = transport.get_pipe_transport(fd)
+            if pipe is not None:
+                reader = StreamReader(self._limit, self._loop)
+                reader.set_transport(pipe)
+                self._readers_open += 1
+                if fd == 1:
+                    self.stdout = reader
+                else:
+                    self.stderr = reader
+        stdin = transport.get_pipe_transport(0)
+        if stdin is not None:
+            self.stdin = StreamWriter(stdin, self, None, self._loop)
+            self._stdin_open = True
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        reader = self.stdout if fd == 1 else self.stderr
+        if reader is not None:
+            reader.feed_data(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 0:
+            self._stdin_lost(exc)
+        else:
+            reader = self.stdout if fd == 1 else self.stderr
+            assert reader is not None
+            if exc is None:
+                reader.feed_eof()
+            else:
+                reader.set_exception(exc)
+            self._readers_open -= 1
+        self._progress()
+
+    def process_exited(self) -> None:
+        self._exited = True
+        self._progress()
+
+    def _progress(self) -> None:
+        if not self._exited or self._readers_open:
+            return
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()  # stdin, if nobody did
+        done = self._all_done
+        if done is not None and not self._stdin_open and not done.done():
+            done.set_result(None)
+
+    async def wait_all_done(self) -> None:
+        """Returns when all pipes have ended and the child has exited."""
+        if self._exited and not self._readers_open and not self._stdin_open:
+            return
+        self._all_done = self._loop.create_future()
+        try:
+            await self._all_done
+        finally:
+            self._all_done = None
+
+    # -- stdin
+
+    def _stdin_lost(self, exc: Exception | None) -> None:
+        self._stdin_open = False
+        self._stdin_error = exc
+        for waiter in (*self._drain_waiters, *self._close_waiters):
+            if not waiter.done():
+                if exc is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(exc)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        for waiter in self._drain_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _drain_helper(self) -> None:
+        if not self._stdin_open:
+            raise ConnectionResetError("Connection lost")
+        if not self._writing_paused:
+            return
+        waiter = self._loop.create_future()
+        self._drain_waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            self._drain_waiters.remove(waiter)
+
+    async def _get_close_waiter(self, stream: Any) -> None:
+        if self._stdin_open:
+            waiter = self._loop.create_future()
+            self._close_waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                self._close_waiters.remove(waiter)
+        elif self._stdin_error is not None:
+            raise self._stdin_error
+
+
+class Process(asyncio.subprocess.Process):
+    """A child process, as :func:`create_subprocess_exec` and
+    :func:`create_subprocess_shell` return it.
+
+    As an asynchronous context manager it ends the child when the block is left,
+    however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
+    SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
+    not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+
+    Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
+    said to be such.
+    """
+
+    #: :class:`StreamWriter`, or None unless stdin=PIPE was given.
+    stdin: StreamWriter | None
+    #: :class:`StreamReader`, or None unless stdout=PIPE was given.
+    stdout: StreamReader | None
+    #: :class:`StreamReader`, or None unless stderr=PIPE was given.
+    stderr: StreamReader | None
+    #: The process id; for a shell command that of the shell.
+    pid: int
+
+    def __init__(
+        self,
+        transport: SubprocessTransport,
+        protocol: StreamProtocol,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._loop = loop
+        self.stdin = protocol.stdin
+        self.stdout = protocol.stdout
+        self.stderr = protocol.stderr
+        self.pid = transport.get_pid()
+        self._input: bytes | bytearray | memoryview | None = None
+        self._communicating = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.pid}>"
+
+    @property
+    def returncode(self) -> int | None:
+        """None until the exit has been noticed; -N for signal N (POSIX). It is
+        :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
+        return self._transport.get_returncode()
+
+    @property
+    def args(self) -> Any:
+        """What was run: (program, *arguments), or the shell's command. Not in asyncio."""
+        return self._transport._spec.user_args
+
+    @property
+    def rusage(self) -> ResourceUsage | None:
+        """CPU time, peak memory and so on, after the exit; None before, and where
+        another wait in this process took the child. Not in asyncio."""
+        return self._transport.get_rusage()
+
+    async def wait(self) -> int:
+        """Returns the returncode once the child has ended.
+
+        Depends on the exit alone: a grandchild that keeps a pipe open delays nothing.
+        Any number of tasks may wait. The child can block for ever if it writes to a
+        pipe that nobody reads; use communicate() then.
+        """
+        return await self._transport._wait()
+
+    def send_signal(self, signal: int) -> None:
+        """Sends a signal to the child.
+
+        From any thread, also after the loop was closed. ProcessLookupError once the
+        child has been reaped; a process that got the number since is never hit.
+        """
+        self._transport.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM; see send_signal. (Windows: as kill.)"""
+        self._transport.terminate()
+
+    def kill(self) -> None:
+        """Sends SIGKILL; see send_signal. (Windows: TerminateProcess.)"""
+        self._transport.kill()
+
+    async def communicate(
+        self, input: bytes | bytearray | memoryview | None = None
+    ) -> tuple[bytes, bytes]:
+        """Writes `input` to stdin and closes it, reads stdout and stderr to their ends,
+        waits for the exit. Returns (stdout, stderr), None for what is no pipe.
+
+        A child that does not read all of its input is no error. `input` must not be
+        changed before this returns.
+
+        It can be cancelled (by a timeout, say) and called again, and loses nothing: what
+        has been read is kept for the next call or for stdout.read(), and the input goes
+        on where it was. Input is given once; the same again is taken as a repetition,
+        other input raises ValueError, as Popen's does.
+
+        ValueError: input without stdin=PIPE. RuntimeError: somebody else is reading.
+        """
+        if self._communicating:
+            raise RuntimeError(
+                "communicate() called while another coroutine is already waiting for incoming data"
+            )
+        self._feed(input)
+        protocol = self._protocol
+        readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
+        started: list[StreamReader] = []
+        finished = False
+        self._communicating = True
+        try:
+            for reader in readers:
+                reader._check()
+                reader.start_collecting()
+                started.append(reader)
+            await protocol.wait_all_done()
+            for reader in readers:
+                reader._check()
+            finished = True
+        finally:
+            self._communicating = False
+            outputs = {
+                id(reader): reader.stop_collecting(keep=not finished) for reader in started
+            }
+        # asyncio's type is a lie that users' type checkers count on: None for no pipe.
+        return tuple(  # type: ignore[return-value]
+            None if reader is None else outputs[id(reader)]
+            for reader in (self.stdout, self.stderr)
+        )
+
+    def _feed(self, input: bytes | bytearray | memoryview | None) -> None:
+        if input is None:
+            if self.stdin is not None:
+                self.stdin.close()
+            return
+        if self.stdin is None:
+            raise ValueError("communicate() got input, but stdin is not a pipe")
+        view = memoryview(input)
+        if self._input is not None:
+            if self._input is not input and memoryview(self._input) != view:
+                raise ValueError("Cannot send input after starting communication")
+            return
+        self._input = input
+        pipe: WritePipeTransport = self.stdin.transport
+        if not pipe.is_closing():
+            pipe.send(view.cast("B") if view.contiguous and len(view) else memoryview(bytes(view)))
+            pipe.close()
+            if self._loop.get_debug():
+                logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
+
+    # -- the context manager
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ending = self._loop.create_task(self._end())
+        cancelled: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError as error:
+                if ending.cancelled():
+                    raise
+                cancelled = error
+        ending.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _end(self) -> None:
+        if self.stdin is not None:
+            self.stdin.close()
+        if self.returncode is None:
+            self._signal_if_alive(self.terminate)
+            try:
+                await asyncio.wait_for(self.wait(), GRACE)
+            except asyncio.TimeoutError:
+                self._signal_if_alive(self.kill)
+                await self.wait()
+        # A grandchild may hold the pipes open for as long as it likes.
+        self._transport.close()
+        # Lets the readers learn that nothing will come.
+        await asyncio.sleep(0)
+
+    @staticmethod
+    def _signal_if_alive(send: Any) -> None:
+        try:
+            send()
+        except ProcessLookupError:
+            pass

@@ -1,0 +1,246 @@
+"""SpawnSpec: what a child is to be. The only judge of user input.
+
+Everything is checked here, once, before anything is opened; what is wrong raises
+what ``subprocess.Popen`` or asyncio would raise.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Any, Union
+
+StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+#: A stream argument: None, PIPE, STDOUT, DEVNULL, a file descriptor, or an object
+#: with fileno().
+Stream = Union[None, int, IO[Any]]
+
+PIPE = subprocess.PIPE
+STDOUT = subprocess.STDOUT
+DEVNULL = subprocess.DEVNULL
+
+_SHELL = "/system/bin/sh" if hasattr(sys, "getandroidapilevel") else "/bin/sh"
+_MAX_ID = 2**32 - 1
+
+
+def _stream(name: str, value: Stream) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, int):
+        if value == STDOUT:
+            raise ValueError("STDOUT can only be used for stderr")
+        if value < 0 and value not in (PIPE, DEVNULL):
+            raise ValueError(f"{name} cannot be the file descriptor {value}")
+        return value
+    fd = value.fileno()
+    if not isinstance(fd, int):
+        raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
+    return fd
+
+
+def _database_id(value: str | int, what: str) -> int:
+    """A user's or group's number, from its name where that is given."""
+    if isinstance(value, str):
+        if what == "User":
+            import pwd
+
+            return pwd.getpwnam(value).pw_uid
+        import grp
+
+        return grp.getgrnam(value).gr_gid
+    if not isinstance(value, int):
+        raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
+    if value < 0:
+        raise ValueError(f"{what} ID cannot be negative, got {value}")
+    if value > _MAX_ID:
+        raise OverflowError(f"{what} ID is greater than maximum, got {value}")
+    return value
+
+
+def _encoded_env(env: Mapping[Any, Any]) -> list[bytes]:
+    encode = os.fsencode
+    entries = []
+    for key, value in env.items():
+        name = encode(key)
+        if b"=" in name:
+            raise ValueError("illegal environment variable name")
+        entries.append(name + b"=" + encode(value))
+    return entries
+
+
+class SpawnSpec:
+    """Plain data, judged; not to be changed once built."""
+
+    __slots__ = (
+        "args",
+        "argv",
+        "close_fds",
+        "cwd",
+        "encoded_cwd",
+        "encoded_env",
+        "env",
+        "executable",
+        "extra_groups",
+        "group",
+        "pass_fds",
+        "pipesize",
+        "preexec_fn",
+        "process_group",
+        "programs",
+        "restore_signals",
+        "start_new_session",
+        "stderr_to_stdout",
+        "stdio",
+        "umask",
+        "user",
+        "user_args",
+    )
+
+    #: As the user gave them: Process.args (a sequence, or the shell's command).
+    user_args: Any
+    #: The argument list and what to execute, as given; for errors and for Popen.
+    args: list[Any]
+    executable: Any
+    cwd: Any
+    env: Mapping[Any, Any] | None
+    #: The same as the kernel takes them.
+    argv: list[bytes]
+    programs: list[bytes]
+    encoded_cwd: bytes | None
+    encoded_env: list[bytes]
+    #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
+    stdio: tuple[int | None, int | None, int | None]
+    stderr_to_stdout: bool
+    close_fds: bool
+    pass_fds: list[int]
+    start_new_session: bool
+    process_group: int | None
+    user: int | None
+    group: int | None
+    extra_groups: list[int] | None
+    umask: int | None
+    restore_signals: bool
+    preexec_fn: Callable[[], Any] | None
+    pipesize: int
+
+    @classmethod
+    def build(
+        cls,
+        args: Sequence[Any],
+        user_args: Any,
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        executable: StrOrBytesPath | None = None,
+        cwd: StrOrBytesPath | None = None,
+        env: Mapping[Any, Any] | None = None,
+        close_fds: bool = True,
+        pass_fds: Iterable[int] = (),
+        start_new_session: bool = False,
+        process_group: int | None = None,
+        user: str | int | None = None,
+        group: str | int | None = None,
+        extra_groups: Iterable[str | int] | None = None,
+        umask: int = -1,
+        preexec_fn: Callable[[], Any] | None = None,
+        restore_signals: bool = True,
+        pipesize: int = -1,
+        startupinfo: Any = None,
+        creationflags: int = 0,
+    ) -> SpawnSpec:
+        """Judges a child's description; the keywords are ``subprocess.Popen``'s."""
+        if startupinfo is not None:
+            raise ValueError("startupinfo is only supported on Windows platforms")
+        if creationflags != 0:
+            raise ValueError("creationflags is only supported on Windows platforms")
+        if not isinstance(pipesize, int):
+            raise TypeError("pipesize must be an integer")
+        if not isinstance(umask, int):
+            raise TypeError("umask must be an integer")
+        if process_group is not None and not isinstance(process_group, int):
+            raise TypeError("process_group must be an integer or None")
+
+        self = cls()
+        self.user_args = user_args
+        self._judge_streams(stdin, stdout, stderr)
+        self._judge_descriptors(close_fds, pass_fds)
+        self._judge_ids(user, group, extra_groups)
+        self._judge_strings(list(args), executable, cwd, env)
+        self.start_new_session = bool(start_new_session)
+        self.process_group = None if process_group is None or process_group < 0 else process_group
+        self.umask = None if umask < 0 else umask
+        self.restore_signals = bool(restore_signals)
+        self.preexec_fn = preexec_fn
+        self.pipesize = pipesize
+        return self
+
+    @staticmethod
+    def shell_args(command: str | bytes, executable: StrOrBytesPath | None) -> list[Any]:
+        """The argument list that runs a command in the shell, as Popen makes it."""
+        return [executable or _SHELL, "-c", command]
+
+    def _judge_streams(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
+        self.stderr_to_stdout = isinstance(stderr, int) and stderr == STDOUT
+        self.stdio = (
+            _stream("stdin", stdin),
+            _stream("stdout", stdout),
+            None if self.stderr_to_stdout else _stream("stderr", stderr),
+        )
+
+    def _judge_descriptors(self, close_fds: bool, pass_fds: Iterable[int]) -> None:
+        self.pass_fds = sorted(set(map(int, pass_fds))) if pass_fds else []
+        if self.pass_fds and self.pass_fds[0] < 0:
+            raise ValueError("bad value(s) in fds_to_keep")
+        if self.pass_fds and not close_fds:
+            warnings.warn("pass_fds overriding close_fds.", RuntimeWarning, stacklevel=4)
+            close_fds = True
+        self.close_fds = bool(close_fds)
+
+    def _judge_ids(
+        self,
+        user: str | int | None,
+        group: str | int | None,
+        extra_groups: Iterable[str | int] | None,
+    ) -> None:
+        self.user = None if user is None else _database_id(user, "User")
+        self.group = None if group is None else _database_id(group, "Group")
+        self.extra_groups = None
+        if extra_groups is not None:
+            if isinstance(extra_groups, str):
+                raise ValueError("Groups must be a list, not a string")
+            self.extra_groups = [_database_id(item, "Group") for item in extra_groups]
+            if len(self.extra_groups) > 65536:  # NGROUPS_MAX on Linux
+                raise ValueError("too many extra_groups")
+
+    def _judge_strings(
+        self,
+        args: list[Any],
+        executable: StrOrBytesPath | None,
+        cwd: StrOrBytesPath | None,
+        env: Mapping[Any, Any] | None,
+    ) -> None:
+        encode = os.fsencode
+        self.args = args
+        self.argv = [encode(arg) for arg in args]
+        self.executable = args[0] if executable is None else executable
+        self.cwd = cwd
+        self.encoded_cwd = None if cwd is None else encode(cwd)
+        self.env = env
+        self.encoded_env = _encoded_env(os.environb if env is None else env)
+        program = encode(self.executable)
+        strings = [program, self.encoded_cwd or b"", *self.argv, *self.encoded_env]
+        if b"\0" in b"".join(strings):
+            raise ValueError("embedded null byte")
+        self.programs = [program] if b"/" in program else self._candidates(program)
+
+    def _candidates(self, program: bytes) -> list[bytes]:
+        """Where a program without a directory may be (os.get_exec_path's rules)."""
+        paths = [entry[5:] for entry in self.encoded_env if entry.startswith(b"PATH=")]
+        if len(paths) > 1:
+            raise ValueError("env cannot contain 'PATH' and b'PATH' keys")
+        path = paths[0] if paths else os.fsencode(os.defpath)
+        return [os.path.join(directory, program) for directory in path.split(b":")]

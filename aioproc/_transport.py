@@ -1,0 +1,551 @@
+"""asyncio's transports over a backend's Child: one for the process, one a pipe.
+
+    child's pipe -> ReadPipeTransport -> protocol.pipe_data_received
+    child's exit -> SubprocessTransport -> protocol.process_exited
+    the exit and the end of all pipes    -> protocol.connection_lost
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import errno
+import io
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd
+from ._spec import SpawnSpec
+
+# asyncio's own, since users configure and read that one for these messages.
+logger = logging.getLogger("asyncio")
+
+#: Most bytes read or written per pipe and wake-up: going on "until it blocks" stalls
+#: the loop for as long as the other side keeps up.
+CHUNK = 256 * 1024
+#: Most bytes of one read(2) into a new bytes object. More than the 64 KiB that a pipe
+#: holds by default would have the allocator map and unmap memory for each.
+READ_SIZE = 64 * 1024
+HIGH_WATER = 64 * 1024
+#: Writes to a closed pipe that pass in silence (asyncio.constants).
+QUIET_WRITES = 5
+
+Buffer = bytes | bytearray | memoryview
+
+
+class _Scratch(threading.local):
+    """A buffer to read into, one a thread and so one a loop."""
+
+    def __init__(self) -> None:
+        self.buffer = bytearray(CHUNK)
+        self.view = memoryview(self.buffer)
+
+
+_scratch: _Scratch | None = None
+
+
+def scratch() -> _Scratch:
+    global _scratch
+    if _scratch is None:
+        _scratch = _Scratch()
+    return _scratch
+
+
+class _PipeTransport(asyncio.BaseTransport):
+    """What reading and writing have in common."""
+
+    def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd | WriteEnd) -> None:
+        # BaseTransport's own __init__ makes a dict for each; most are never asked.
+        self._owner = owner
+        self._loop = owner._loop
+        self._fd = fd
+        self._end = end
+        self._closing = False
+        self._lost = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lost else "closing" if self._closing else "open"
+        return f"<{type(self).__name__} {state} fd={self._end.fileno()}>"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """ "pipe": an object with fileno(); "subprocess": as the process's."""
+        if name == "pipe":
+            return self._end
+        return self._owner.get_extra_info(name, default)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._owner.get_protocol()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        raise NotImplementedError("the pipes of a process belong to the process's protocol")
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def _lose(self, exc: Exception | None) -> None:
+        """The end, told to the process once."""
+        if not self._lost:
+            self._lost = True
+            self._closing = True
+            self._end.close()
+            self._owner._pipe_lost(self._fd, exc)
+
+    def _lose_soon(self, exc: Exception | None) -> None:
+        """As _lose, but lets the caller's caller go on first."""
+        self._closing = True
+        self._end.close()
+        if not self._loop.is_closed():
+            self._loop.call_soon(self._lose, exc)
+
+    def _fatal(self, exc: Exception, what: str) -> None:
+        if isinstance(exc, OSError):
+            if self._loop.get_debug():
+                logger.debug("%r: %s", self, what, exc_info=True)
+        else:
+            self._loop.call_exception_handler(
+                {"message": what, "exception": exc, "transport": self}
+            )
+
+
+class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
+    """A child's stdout or stderr."""
+
+    _end: ReadEnd
+
+    def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd) -> None:
+        super().__init__(owner, fd, end)
+        self._paused = False
+        self._sink: io.BytesIO | None = None
+
+    def start(self) -> None:
+        if not self._paused and not self._closing:
+            self._end.watch(self._ready)
+
+    def is_reading(self) -> bool:
+        return not self._paused and not self._closing
+
+    def pause_reading(self) -> None:
+        if not self._paused and not self._closing:
+            self._paused = True
+            self._end.unwatch()
+            if self._loop.get_debug():
+                logger.debug("%r pauses reading", self)
+
+    def resume_reading(self) -> None:
+        if self._paused and not self._closing:
+            self._paused = False
+            self._end.watch(self._ready)
+            if self._loop.get_debug():
+                logger.debug("%r resumes reading", self)
+
+    def close(self) -> None:
+        """Reads no more. pipe_connection_lost follows in the next round of the loop."""
+        if not self._closing:
+            self._lose_soon(None)
+
+    def collect(self, sink: io.BytesIO | None) -> None:
+        """Has what is read go straight into a buffer, past the protocol."""
+        self._sink = sink
+
+    def _ready(self) -> None:
+        sink = self._sink
+        try:
+            if sink is None:
+                data = self._end.read(READ_SIZE)
+                n = len(data)
+            else:
+                buffer = scratch()
+                n = self._end.readinto(buffer.buffer)
+                sink.write(buffer.view[:n])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._fatal(exc, "Fatal read error on pipe transport")
+            self._lose(exc)
+            return
+        if not n:
+            if self._loop.get_debug():
+                logger.info("%r was closed by peer", self)
+            self._lose(None)
+        elif sink is None:
+            self._owner._protocol.pipe_data_received(self._fd, data)
+
+
+class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
+    """A child's stdin."""
+
+    _end: WriteEnd
+
+    def __init__(self, owner: SubprocessTransport, fd: int, end: WriteEnd) -> None:
+        super().__init__(owner, fd, end)
+        self._buffer: collections.deque[memoryview] = collections.deque()
+        self._size = 0
+        self._high = HIGH_WATER
+        self._low = HIGH_WATER // 4
+        self._protocol_paused = False
+        self._writes_lost = 0
+
+    def start(self) -> None:
+        # Later, since most who write at all write at once and close.
+        self._loop.call_soon(self._watch_reader)
+
+    def _watch_reader(self) -> None:
+        if not self._closing:
+            self._end.watch_reader(self._reader_gone)
+
+    # -- asyncio.WriteTransport
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high is None:
+            high = HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high, self._low = high, low
+        self._maybe_pause()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Closes the pipe once all that was written has gone out."""
+        if not self._closing:
+            self._closing = True
+            if not self._buffer:
+                self._lose_soon(None)
+
+    def close(self) -> None:
+        self.write_eof()
+
+    def abort(self) -> None:
+        """Closes the pipe now; what has not gone out is lost."""
+        if not self._lost:
+            self._discard()
+            self._lose_soon(None)
+
+    def write(self, data: Buffer) -> None:
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__}")
+        view = memoryview(data)
+        if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
+            view = view.cast("B") if view.contiguous else memoryview(bytes(view))
+        if not self._accepts(len(view)):
+            return
+        rest = view[self._write_now(view) :] if not self._buffer else view
+        if len(rest) and not self._closing:
+            # What is not immutable may be changed by the caller before it goes out.
+            self._push(rest if type(data) is bytes else memoryview(bytes(rest)))
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    # -- sending
+
+    def send(self, data: memoryview) -> None:
+        """As write, for data that the caller promises not to change until it has gone
+        out."""
+        if self._accepts(len(data)):
+            self._push(data)
+            self._ready()
+
+    def _accepts(self, size: int) -> bool:
+        if self._closing or self._lost:
+            if size:
+                if self._writes_lost >= QUIET_WRITES:
+                    logger.warning("pipe closed by peer or os.write(pipe, data) raised exception.")
+                self._writes_lost += 1
+            return False
+        return size > 0
+
+    def _write_now(self, data: memoryview) -> int:
+        try:
+            return self._end.write(data[:CHUNK])
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            self._broken(exc)
+            return 0
+
+    def _push(self, data: memoryview) -> None:
+        self._buffer.append(data)
+        self._size += len(data)
+        self._end.watch(self._ready)
+        self._maybe_pause()
+
+    def _ready(self) -> None:
+        budget = CHUNK
+        buffer = self._buffer
+        while buffer and budget > 0:
+            head = buffer[0]
+            part = head[:budget]
+            try:
+                n = self._end.write(part)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as exc:
+                self._broken(exc)
+                return
+            self._size -= n
+            budget -= n
+            if n == len(head):
+                buffer.popleft()
+            else:
+                buffer[0] = head[n:]
+                if n < len(part):
+                    break
+        if not buffer:
+            self._end.unwatch()
+        if self._protocol_paused and self._size <= self._low:
+            self._protocol_paused = False
+            self._tell(self._owner._protocol, "resume_writing")
+        if self._closing and not buffer and not self._lost:
+            self._lose(None)
+
+    def _discard(self) -> None:
+        self._buffer.clear()
+        self._size = 0
+
+    def _broken(self, exc: OSError) -> None:
+        self._writes_lost += 1
+        self._discard()
+        self._fatal(exc, "Fatal write error on pipe transport")
+        self._lose_soon(exc)
+
+    def _reader_gone(self) -> None:
+        """The child has closed its stdin, or ended."""
+        if self._lost:
+            return
+        if self._loop.get_debug():
+            logger.info("%r was closed by peer", self)
+        had_data = bool(self._buffer)
+        self._discard()
+        # In this round: a loop may call again and again.
+        self._lose(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) if had_data else None)
+
+    def _maybe_pause(self) -> None:
+        if self._size > self._high and not self._protocol_paused:
+            self._protocol_paused = True
+            self._tell(self._owner._protocol, "pause_writing")
+
+    def _tell(self, protocol: Any, method: str) -> None:
+        try:
+            getattr(protocol, method)()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._loop.call_exception_handler(
+                {
+                    "message": f"protocol.{method}() failed",
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": protocol,
+                }
+            )
+
+
+class SubprocessTransport(asyncio.SubprocessTransport):
+    """A child process, as asyncio's protocols know it.
+
+    After the exit and the end of all pipes the protocol's connection_lost is called,
+    and the transport lets go of it.
+    """
+
+    _child: Child | None = None
+    _closed = True  # until __init__ has taken charge
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol: asyncio.SubprocessProtocol,
+        child: Child,
+        spec: SpawnSpec,
+    ) -> None:
+        self._loop = loop
+        self._protocol: Any = protocol
+        self._child = child
+        self._spec = spec
+        self._closed = False
+        self._returncode: int | None = None
+        self._finished = False
+        self._exit_waiters: list[asyncio.Future[int]] = []
+        self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
+        self._pipes_open = 0
+        if child.stdin is not None:
+            self._pipes[0] = WritePipeTransport(self, 0, child.stdin)
+        if child.stdout is not None:
+            self._pipes[1] = ReadPipeTransport(self, 1, child.stdout)
+        if child.stderr is not None:
+            self._pipes[2] = ReadPipeTransport(self, 2, child.stderr)
+        self._pipes_open = len(self._pipes)
+
+    def start(self) -> None:
+        """Connects the protocol; from here on it is told of everything."""
+        child = self._child
+        assert child is not None
+        self._tell(self._protocol.connection_made, self)
+        if self._closed:  # by connection_made
+            pass
+        else:
+            for pipe in self._pipes.values():
+                pipe.start()
+        if child.returncode is not None:
+            self._loop.call_soon(self._exited)
+        else:
+            child.on_exit = self._exited
+
+    def __repr__(self) -> str:
+        info = [type(self).__name__]
+        if self._closed:
+            info.append("closed")
+        if self._child is not None:
+            info.append(f"pid={self._child.pid}")
+            if self._returncode is not None:
+                info.append(f"returncode={self._returncode}")
+            else:
+                info.append("running")
+            names = ("stdin", "stdout", "stderr")
+            info += [f"{names[fd]}={pipe!r}" for fd, pipe in self._pipes.items()]
+        return f"<{' '.join(info)}>"
+
+    def __del__(self, _warn: Callable[..., Any] = warnings.warn) -> None:
+        if not self._closed:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            self.close()
+
+    # -- asyncio.SubprocessTransport
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """ "subprocess": an object with pid, returncode, poll() and send_signal()."""
+        return self._child if name == "subprocess" else default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol
+
+    def is_closing(self) -> bool:
+        return self._closed
+
+    def get_pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    def get_returncode(self) -> int | None:
+        """None until the exit has been noticed."""
+        if self._returncode is None and self._child is not None and self._loop.is_closed():
+            # Nobody will tell any more.
+            self._returncode = self._child.poll()
+        return self._returncode
+
+    def get_rusage(self) -> ResourceUsage | None:
+        assert self._child is not None
+        return self._child.rusage
+
+    # The base class promises a BaseTransport; these are it.
+    def get_pipe_transport(self, fd: int) -> Any:
+        return self._pipes.get(fd)
+
+    def send_signal(self, signal: int) -> None:
+        """From any thread, also after the loop was closed. ProcessLookupError after
+        the exit; a process that was given the number since is never hit."""
+        assert self._child is not None
+        self._child.send_signal(signal)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Closes the pipes, and kills the child if it lives."""
+        if self._closed:
+            return
+        self._closed = True
+        for pipe in self._pipes.values():
+            if isinstance(pipe, WritePipeTransport) and self._returncode is None:
+                pipe.abort()
+            else:
+                pipe.close()
+        child = self._child
+        if child is not None and child.poll() is None:
+            if self._loop.get_debug():
+                logger.warning("Close running child process: kill %r", self)
+            try:
+                child.send_signal(signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # gone, or running setuid
+
+    # -- what happens to the child
+
+    async def _wait(self) -> int:
+        """The returncode, as soon as the child has ended."""
+        returncode = self.get_returncode()
+        if returncode is not None:
+            return returncode
+        waiter = self._loop.create_future()
+        self._exit_waiters.append(waiter)
+        try:
+            return await waiter
+        finally:
+            if not waiter.done() or waiter.cancelled():
+                self._exit_waiters.remove(waiter)
+
+    def _tell(self, method: Callable[..., Any], *args: Any) -> None:
+        """Calls the protocol, whose errors are not ours."""
+        try:
+            method(*args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._loop.call_exception_handler(
+                {
+                    "message": f"{method.__qualname__}() failed",
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+
+    def _exited(self) -> None:
+        child = self._child
+        assert child is not None
+        assert child.returncode is not None
+        if self._loop.get_debug():
+            logger.info("%r exited with return code %r", self, child.returncode)
+        self._returncode = child.returncode
+        waiters, self._exit_waiters = self._exit_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(child.returncode)
+        self._tell(self._protocol.process_exited)
+        self._maybe_finish()
+
+    def _pipe_lost(self, fd: int, exc: Exception | None) -> None:
+        self._pipes_open -= 1
+        if self._returncode is None and self._child is not None:
+            self._child.expect_exit()
+        self._tell(self._protocol.pipe_connection_lost, fd, exc)
+        self._maybe_finish()
+
+    def _maybe_finish(self) -> None:
+        if self._returncode is not None and not self._pipes_open and not self._finished:
+            self._finished = True
+            # Nothing is left that close() would have to do.
+            self._closed = True
+            self._tell(self._protocol.connection_lost, None)
+            self._protocol = None

@@ -1,0 +1,58 @@
+"""Builds aioproc._native with cffi (out-of-line API mode).
+
+The header is the cdef: lines that begin with ``#`` are for the C compiler, every
+other line is read by both. One table says which C files a platform gets.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).resolve().parent
+
+#: sys.platform -> header and C files, from csrc/. A platform that is not here
+#: gets the pure-Python backend.
+PLATFORMS = {
+    "linux": (
+        "posix/aioproc_posix.h",
+        (
+            "posix/children.c",
+            "posix/pidfd.c",
+            "posix/plan.c",
+            "posix/port_epoll.c",
+            "posix/spawn_clone.c",
+            "posix/spawn_posix.c",
+        ),
+    ),
+}
+
+
+def make_ffibuilder() -> cffi.FFI:
+    header, sources = PLATFORMS[sys.platform]
+    text = (HERE / header).read_text(encoding="utf-8")
+    builder = cffi.FFI()
+    builder.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    # AIOPROC_CFLAGS: further flags for tools/check.py (sanitizers, -Werror).
+    flags = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
+    flags += shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
+    builder.set_source(
+        "aioproc._native",
+        f'#include "{Path(header).name}"',
+        # Relative to setup.py, which setuptools asks for.
+        sources=[f"csrc/{source}" for source in sources],
+        include_dirs=[f"csrc/{Path(header).parent.as_posix()}"],
+        depends=[f"csrc/{header}", "csrc/posix/internal.h"],
+        extra_compile_args=flags,
+        extra_link_args=shlex.split(os.environ.get("AIOPROC_LDFLAGS", "")),
+        # A failed compile is a warning, and the package works without (setup.py).
+        optional=os.environ.get("AIOPROC_BUILD_EXTENSION", "auto") != "require",
+    )
+    return builder
+
+
+ffibuilder = make_ffibuilder()

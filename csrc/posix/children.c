@@ -1,0 +1,230 @@
+/* The table of all children of this process, their way from exec to exit, and
+ * the orphans: children that outlived the port they were started on. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+pthread_mutex_t ap_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* A token is a slot's number and how often the slot was used, so that a stale
+ * event or a late signal never reaches the slot's next child. */
+typedef struct {
+  ap_child *child;
+  uint32_t uses;
+  uint32_t next_free; /* slot number + 1; 0: none */
+} slot;
+
+static slot *slots;
+static uint32_t slot_count, first_free;
+static ap_child *orphans;
+static int orphan_count;
+
+static bool more_slots(void) {
+  uint32_t count = slot_count ? slot_count * 2 : 64;
+  slot *grown = realloc(slots, count * sizeof *slots);
+  if (!grown) return false;
+  slots = grown;
+  for (uint32_t i = count; i-- > slot_count;) {
+    slots[i] = (slot){.next_free = first_free};
+    first_free = i + 1;
+  }
+  slot_count = count;
+  return true;
+}
+
+ap_child *child_new(void) {
+  if (!first_free && !more_slots()) return NULL;
+  ap_child *child = calloc(1, sizeof *child);
+  if (!child) return NULL;
+  uint32_t number = first_free - 1;
+  slot *own = &slots[number];
+  first_free = own->next_free;
+  own->uses = (own->uses + 1) & 0x3fffffff;
+  own->child = child;
+  child->token = ((int64_t)own->uses << 32) | (number + 1);
+  child->pidfd = child->exec_fd = -1;
+  return child;
+}
+
+ap_child *child_find(int64_t token) {
+  uint32_t number = (uint32_t)token - 1;
+  if (token <= 0 || number >= slot_count) return NULL;
+  ap_child *child = slots[number].child;
+  return child && child->token == token ? child : NULL;
+}
+
+void child_free(ap_child *child) {
+  uint32_t number = (uint32_t)child->token - 1;
+  slots[number].child = NULL;
+  slots[number].next_free = first_free;
+  first_free = number + 1;
+  if (child->exec_fd >= 0) close(child->exec_fd);
+  if (child->pidfd >= 0) close(child->pidfd);
+  free(child->memory);
+  free(child);
+}
+
+void child_link(ap_child **list, ap_child *child) {
+  child->prev = NULL;
+  child->next = *list;
+  if (*list) (*list)->prev = child;
+  *list = child;
+}
+
+void child_unlink(ap_child **list, ap_child *child) {
+  if (child->prev)
+    child->prev->next = child->next;
+  else
+    *list = child->next;
+  if (child->next) child->next->prev = child->prev;
+}
+
+/* The parent's own peak, in KiB, to be taken after the exec. exec carries the old memory's high-water mark over into the new program's
+ * ru_maxrss (setmax_mm_hiwater_rss in fs/exec.c), and the old memory was the
+ * parent's: a peak up to the parent's own says nothing about the child. */
+int64_t own_peak_rss(void) {
+  struct rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : usage.ru_maxrss;
+}
+
+static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
+  int32_t report;
+  ssize_t n = read(child->exec_fd, &report, sizeof report);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return ADVANCE_NOTHING;
+  if (before_close) before_close(child);
+  close(child->exec_fd);
+  child->exec_fd = -1;
+  if (n == (ssize_t)sizeof report) {
+    /* It still runs on `memory`, on its way to _exit. */
+    child->error = report & 0xffff;
+    child->step = report >> 16;
+    child->state = CHILD_FAILING;
+    return ADVANCE_FAILED;
+  }
+  /* End of file: the kernel closed the writing end at exec, or at the death of
+   * a child killed before; in both it leaves the memory first (begin_new_exec
+   * and do_exit in the kernel's fs/exec.c and kernel/exit.c). */
+  free(child->memory);
+  child->memory = NULL;
+  child->rss_floor = own_peak_rss();
+  child->state = CHILD_RUNNING;
+  return ADVANCE_STARTED;
+}
+
+static int exit_result(ap_child *child, ap_completion *out) {
+  memset(out, 0, sizeof *out);
+  out->token = child->token;
+  out->kind = child->state == CHILD_FAILING ? AP_FAILED : AP_EXITED;
+  out->error = child->error;
+  out->step = child->step;
+  out->status = -1;
+  out->max_rss = -1;
+  if (child->pidfd < 0) return ADVANCE_ENDED;
+
+  int result = sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG, out);
+  if (result == 1) {
+    if (out->max_rss <= child->rss_floor) out->max_rss = -1;
+    return ADVANCE_ENDED;
+  }
+  /* Nothing to reap though the descriptor is readable: a debugger has the child
+   * first (ptrace(2): the tracer's wait comes before the parent's). */
+  if (result == 0 || result == -EINTR) return ADVANCE_LATER;
+  /* ECHILD: somebody else's wait took it, or SIGCHLD is ignored. The kernel
+   * keeps the status with the descriptor since Linux 6.15. It appears a moment
+   * after the wait, at release_task(); look a few times, then give up. */
+  result = sys_pidfd_exit_status(child->pidfd, &out->status);
+  if (result == 0 && child->tries++ < 20) return ADVANCE_LATER;
+  return ADVANCE_ENDED;
+}
+
+int child_advance(ap_child *child, void (*before_close)(ap_child *),
+                  ap_completion *out) {
+  if (child->state == CHILD_STARTING) return exec_result(child, before_close);
+  return exit_result(child, out);
+}
+
+void orphan_adopt(ap_child *child) {
+  child->port = NULL;
+  child_link(&orphans, child);
+  orphan_count++;
+}
+
+void orphan_release(ap_child *child) {
+  child_unlink(&orphans, child);
+  orphan_count--;
+}
+
+/* Takes the child to its end if it is there. */
+static bool orphan_ended(ap_child *child, ap_completion *out) {
+  if (child->state == CHILD_STARTING &&
+      child_advance(child, NULL, out) == ADVANCE_NOTHING)
+    return false;
+  if (child_advance(child, NULL, out) != ADVANCE_ENDED) return false;
+  orphan_release(child);
+  child_free(child);
+  return true;
+}
+
+int orphans_reap(int most) {
+  ap_completion ignored;
+  ap_child *last = NULL;
+  for (ap_child *child = orphans, *next; child && most > 0; child = next, most--) {
+    next = child->next;
+    if (!orphan_ended(child, &ignored)) last = child;
+  }
+  /* Those that were looked at go to the back, so that a bounded look at each
+   * spawn comes round to all of them. */
+  if (last && last->next) {
+    ap_child *head = orphans, *rest = last->next, *tail = rest;
+    while (tail->next) tail = tail->next;
+    last->next = NULL;
+    rest->prev = NULL;
+    tail->next = head;
+    head->prev = tail;
+    orphans = rest;
+  }
+  return orphan_count;
+}
+
+int ap_reap_orphans(void) {
+  pthread_mutex_lock(&ap_lock);
+  int left = orphans_reap(64);
+  pthread_mutex_unlock(&ap_lock);
+  return left;
+}
+
+int ap_signal(int64_t token, int signal) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child && child->pidfd >= 0) result = sys_pidfd_signal(child->pidfd, signal);
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+int ap_poll(int64_t token, ap_completion *out) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child) result = child->port ? 0 : orphan_ended(child, out);
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+void ap_after_fork_in_child(void) {
+  /* Another thread may have held the lock at the fork; it does not exist here. */
+  pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+  ap_lock = fresh;
+  ports_forget();
+  for (uint32_t i = 0; i < slot_count; i++)
+    if (slots[i].child) child_free(slots[i].child);
+  orphans = NULL;
+  orphan_count = 0;
+}

@@ -1,0 +1,124 @@
+/* What the files of csrc/posix share among themselves. */
+#ifndef AIOPROC_INTERNAL_H
+#define AIOPROC_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "aioproc_posix.h"
+
+typedef enum {
+  CHILD_STARTING, /* the exec's result is not known yet */
+  CHILD_FAILING,  /* the exec failed; to be reaped, then AP_FAILED */
+  CHILD_RUNNING
+} child_state;
+
+typedef struct ap_child ap_child;
+struct ap_child {
+  int64_t token;
+  child_state state;
+  pid_t pid;
+  int pidfd;        /* -1: another wait took the child before we could open it */
+  int exec_fd;      /* CHILD_STARTING: reading end of the exec-result pipe */
+  void *memory;     /* what the child runs on and reads until its exec */
+  bool abandoned;   /* nobody wants its completions */
+  int error, step;  /* CHILD_FAILING */
+  int tries;        /* looks at a status that has not appeared yet */
+  int64_t rss_floor; /* KiB; ru_maxrss up to here is the parent's */
+  ap_port *port;    /* NULL: an orphan */
+  ap_child *next, *prev;             /* among the children of the port */
+  ap_child *retry_next;              /* among those to be looked at again */
+  bool retrying;
+};
+
+/* One lock for everything below, held for microseconds and never across
+ * anything that blocks. */
+extern pthread_mutex_t ap_lock;
+
+/* children.c: the table of all children of this process, by token. */
+ap_child *child_new(void);
+ap_child *child_find(int64_t token);
+void child_free(ap_child *child); /* closes and frees all it holds */
+void child_link(ap_child **list, ap_child *child);
+void child_unlink(ap_child **list, ap_child *child);
+
+/* Result of child_advance. */
+enum {
+  ADVANCE_NOTHING = 0, /* not ready */
+  ADVANCE_STARTED = 1, /* now CHILD_RUNNING */
+  ADVANCE_FAILED = 2,  /* now CHILD_FAILING */
+  ADVANCE_ENDED = 3,   /* reaped; out is filled in */
+  ADVANCE_LATER = 4    /* an exit was announced, its status is not there yet */
+};
+
+/* Moves a child on as far as it is, by one step. Does not block. Closes exec_fd
+ * (unregister it first if `before_close` is given) and frees `memory` when the
+ * exec's result is known. */
+int child_advance(ap_child *child, void (*before_close)(ap_child *),
+                  ap_completion *out);
+
+int64_t own_peak_rss(void);
+void orphan_adopt(ap_child *child);
+void orphan_release(ap_child *child);
+int orphans_reap(int most); /* with ap_lock held */
+
+/* pidfd.c: system calls that C libraries do not all wrap. */
+int sys_pidfd_open(pid_t pid);
+int sys_pidfd_signal(int pidfd, int signal);
+int sys_waitid_pidfd(int pidfd, int options, ap_completion *out);
+int sys_pidfd_exit_status(int pidfd, int *status);
+
+/* A child's description with everything in one place, made by plan_new. */
+typedef struct {
+  const char *const *programs;
+  char *const *argv;
+  char *const *envp;
+  const char *cwd;
+  int fds[3];
+  const int32_t *keep; /* what stays open of 3 and above, sorted */
+  int keep_count;
+  const int32_t *pass_fds;
+  int pass_count;
+  const uint32_t *groups;
+  int group_count;
+  int flags;
+  int process_group;
+  unsigned file_mode_mask;
+  uint32_t gid, uid;
+  int result_fd;
+  uint64_t signal_mask; /* the caller's, to be restored before exec */
+} ap_plan;
+
+/* One block of memory: stack_size bytes, then the plan and all it points to.
+ * NULL: no memory. */
+void *plan_new(size_t stack_size, const ap_request *request,
+               const char *strings, const int32_t *pass_fds,
+               const uint32_t *groups, ap_plan **plan);
+
+/* Notes the writing end of the exec-result pipe, and with it what the child
+ * leaves open. */
+void plan_keep(ap_plan *plan, int result_fd);
+
+/* spawn_clone.c. clone_pipe makes the exec-result pipe, whose reading end the
+ * port then registers, so that nothing can fail once there is a child;
+ * clone_start makes the child. Both with ap_lock held: no other child may be
+ * made in between and carry our writing end along. 0 or -errno; clone_start
+ * always closes the writing end. */
+int clone_pipe(ap_child *child, ap_plan *plan);
+int clone_start(ap_child *child, ap_plan *plan);
+int clone_probe(const char **what);
+size_t clone_stack_size(void);
+
+/* spawn_posix.c. Fills in child->pid and pidfd. 0, or -errno with request->step
+ * set. Called without the lock: it waits for the exec. */
+int spawn_posix(ap_child *child, ap_request *request, const char *strings,
+                const int32_t *pass_fds);
+int portable_probe(const char **what);
+int portable_features(void);
+
+/* port_epoll.c */
+void ports_forget(void);
+
+#endif
