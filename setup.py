@@ -13,6 +13,7 @@ import platform
 import sys
 import sysconfig
 import warnings
+from typing import Any
 
 from setuptools import setup
 
@@ -33,7 +34,7 @@ def why_not() -> str | None:
     return None
 
 
-arguments: dict[str, object] = {}
+arguments: dict[str, Any] = {}
 if choice != "no":
     reason = why_not()
     if reason is None:

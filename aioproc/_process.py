@@ -265,9 +265,7 @@ class Process(asyncio.subprocess.Process):
             finished = True
         finally:
             self._communicating = False
-            outputs = {
-                id(reader): reader.stop_collecting(keep=not finished) for reader in started
-            }
+            outputs = {id(reader): reader.stop_collecting(keep=not finished) for reader in started}
         # asyncio's type is a lie that users' type checkers count on: None for no pipe.
         return tuple(  # type: ignore[return-value]
             None if reader is None else outputs[id(reader)]

@@ -16,7 +16,7 @@ from typing import IO, Any, Union
 StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 #: A stream argument: None, PIPE, STDOUT, DEVNULL, a file descriptor, or an object
 #: with fileno().
-Stream = Union[None, int, IO[Any]]
+Stream = int | IO[Any] | None
 
 PIPE = subprocess.PIPE
 STDOUT = subprocess.STDOUT

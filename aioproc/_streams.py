@@ -244,9 +244,9 @@ class StreamReader(asyncio.StreamReader):
             index -= len(piece)
         return b""
 
-    async def readuntil(self, separator: bytes | tuple[bytes, ...] = b"\n") -> bytes:
-        """What comes up to the separator, and the separator; the nearest end wins if a
-        tuple of separators is given.
+    async def readuntil(self, separator: Any = b"\n") -> bytes:
+        """What comes up to the separator (bytes, or a tuple of them: the nearest end
+        wins), and the separator.
 
         asyncio.IncompleteReadError, with everything that was left, if the output ends
         first. With a limit: asyncio.LimitOverrunError when more than that comes before

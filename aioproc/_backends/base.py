@@ -131,10 +131,13 @@ class Child(Protocol):
 
 
 class Backend(Protocol):
-    #: "native" or "pure".
-    name: str
-    #: How children are made and exits noticed, for people.
-    strategy: str
+    @property
+    def name(self) -> str:
+        """ "native" or "pure"."""
+
+    @property
+    def strategy(self) -> str:
+        """How children are made and exits noticed, for people."""
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
         """Starts a child; to be called in the loop's thread. OSError when there is

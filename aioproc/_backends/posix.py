@@ -1,9 +1,9 @@
 """The native room on POSIX: children and their exits by the C port.
 
-    spawn -> ap_port_spawn -> token
-    loop sees the port readable -> _Port._drain -> ap_port_next
-        STARTED, FAILED -> NativeChild.started
-        EXITED -> NativeChild.returncode, rusage, on_exit()
+spawn -> ap_port_spawn -> token
+loop sees the port readable -> _Port._drain -> ap_port_next
+    STARTED, FAILED -> NativeChild.started
+    EXITED -> NativeChild.returncode, rusage, on_exit()
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from .. import _native
 from .base import (
     UNKNOWN_EXIT,
+    ReadEnd,
     ResourceUsage,
+    WriteEnd,
     generation,
     logger,
     spawn_error,
     warn_unknown_exit,
 )
-from .pipes import FdReadEnd, FdWriteEnd, Stdio, open_stdio
+from .pipes import Stdio, open_stdio
 from .popen import popen
 from .residents import Resident, Residents
 
@@ -104,9 +106,9 @@ class NativeChild:
         self.rusage: ResourceUsage | None = None
         self.started: asyncio.Future[None] | None = None
         self.on_exit: Callable[[], None] | None = None
-        self.stdin: FdWriteEnd | None = stdio.stdin
-        self.stdout: FdReadEnd | None = stdio.stdout
-        self.stderr: FdReadEnd | None = stdio.stderr
+        self.stdin: WriteEnd | None = stdio.stdin
+        self.stdout: ReadEnd | None = stdio.stdout
+        self.stderr: ReadEnd | None = stdio.stderr
 
     def send_signal(self, signal: int) -> None:
         if self.returncode is not None or self._generation != generation.number:

@@ -12,15 +12,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .base import (
     UNKNOWN_EXIT,
+    ReadEnd,
     ResourceUsage,
+    WriteEnd,
     generation,
     warn_unknown_exit,
 )
-from .pipes import FdReadEnd, FdWriteEnd, Stdio, open_stdio
+from .pipes import Stdio, open_stdio
 from .popen import popen
 from .residents import Resident, Residents
 
@@ -90,9 +92,9 @@ class PureChild:
         self.rusage: ResourceUsage | None = None
         self.started: asyncio.Future[None] | None = None
         self.on_exit: Callable[[], None] | None = None
-        self.stdin: FdWriteEnd | None = stdio.stdin
-        self.stdout: FdReadEnd | None = stdio.stdout
-        self.stderr: FdReadEnd | None = stdio.stderr
+        self.stdin: WriteEnd | None = stdio.stdin
+        self.stdout: ReadEnd | None = stdio.stdout
+        self.stderr: ReadEnd | None = stdio.stderr
         self._generation = generation.number
         self._peak = _own_peak()
         self._tries = 0
@@ -106,7 +108,7 @@ class PureChild:
             if self.returncode is not None or self._generation != generation.number:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
             if self.pidfd >= 0:
-                signal.pidfd_send_signal(self.pidfd, number)  # type: ignore[attr-defined,unused-ignore]
+                signal.pidfd_send_signal(self.pidfd, number)
             else:
                 os.kill(self.pid, number)
 
@@ -297,7 +299,7 @@ class _PidfdWatch(_Watch):
         assert loop is not None
         if child.pidfd < 0:
             try:
-                child.pidfd = os.pidfd_open(child.pid)  # type: ignore[attr-defined,unused-ignore]
+                child.pidfd = os.pidfd_open(child.pid)
             except ProcessLookupError:
                 # Taken by another wait already.
                 loop.call_soon(self._look, child)
@@ -309,20 +311,24 @@ class _PidfdWatch(_Watch):
             loop.remove_reader(child.pidfd)
 
 
+#: As a module of any content: type checkers know it by the platform they run for.
+_select: Any = select
+
+
 class _KqueueWatch(_Watch):
     """EVFILT_PROC/NOTE_EXIT in a kqueue of our own, which any loop can watch."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._kqueue = select.kqueue()
+        self._kqueue = _select.kqueue()
         super().__init__(loop)
         loop.add_reader(self._kqueue.fileno(), self._drain)
 
     def _start(self, child: PureChild) -> None:
-        event = select.kevent(
+        event = _select.kevent(
             child.pid,
-            filter=select.KQ_FILTER_PROC,
-            flags=select.KQ_EV_ADD | select.KQ_EV_ONESHOT,
-            fflags=select.KQ_NOTE_EXIT,
+            filter=_select.KQ_FILTER_PROC,
+            flags=_select.KQ_EV_ADD | _select.KQ_EV_ONESHOT,
+            fflags=_select.KQ_NOTE_EXIT,
         )
         try:
             self._kqueue.control([event], 0, 0)
@@ -422,11 +428,11 @@ class _ThreadWatch(_Watch):
 def _pidfd_works() -> bool:
     """By trying: containers refuse calls by seccomp."""
     try:
-        pidfd = os.pidfd_open(os.getpid())  # type: ignore[attr-defined,unused-ignore]
+        pidfd = os.pidfd_open(os.getpid())
     except (AttributeError, OSError):
         return False
     try:
-        signal.pidfd_send_signal(pidfd, 0)  # type: ignore[attr-defined,unused-ignore]
+        signal.pidfd_send_signal(pidfd, 0)
     except (AttributeError, OSError):
         return False
     finally:
@@ -455,7 +461,11 @@ def mechanism() -> str:
     return _mechanism
 
 
-_watches: Residents[_Watch] = Residents(lambda loop: MECHANISMS[mechanism()](loop))
+def _make_watch(loop: asyncio.AbstractEventLoop) -> _Watch:
+    return MECHANISMS[mechanism()](loop)
+
+
+_watches: Residents[_Watch] = Residents(_make_watch)
 
 
 def _after_fork_in_child() -> None:

@@ -1,0 +1,156 @@
+"""``python -m aioproc``: what is in use here, and a command run through the library."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import platform
+import signal
+import sys
+import time
+from typing import Any
+
+from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec
+
+#: What the shell and timeout(1) return in these cases.
+TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def report() -> dict[str, Any]:
+    """The head of a bug report."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return {
+        "aioproc": __version__,
+        **_backends.report(),
+        "python": python,
+        "system": platform.platform(),
+        "kernel": platform.release(),
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "cffi": _version("cffi"),
+        "uvloop": _version("uvloop"),
+    }
+
+
+def _print_report(as_json: bool) -> int:
+    try:
+        facts = report()
+    except RuntimeError as error:
+        # AIOPROC_BACKEND asks for what is not to be had.
+        print(f"aioproc {__version__}: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    print(f"aioproc {facts['aioproc']}: {facts['backend']} backend ({facts['strategy']})")
+    for name, why_not in facts["not_used"].items():
+        print(f"  not {name}: {why_not}")
+    for name, value in facts["features"].items():
+        shown = {True: "yes", False: "no"}.get(value, value)
+        print(f"  {name}: {shown}")
+    for name in ("python", "system", "libc", "cffi", "uvloop"):
+        print(f"{name}: {facts[name] or 'not installed'}")
+    return 0
+
+
+def _print_stats(process: Process, seconds: float) -> None:
+    lines = [f"wall time   {seconds:.3f} s"]
+    usage = process.rusage
+    if usage is None:
+        lines.append("CPU and memory: unknown, another wait has taken the child")
+    else:
+        cpu = usage.ru_utime + usage.ru_stime
+        lines.append(
+            f"CPU time    {cpu:.3f} s ({usage.ru_utime:.3f} user, {usage.ru_stime:.3f} system)"
+        )
+        peak = usage.ru_maxrss
+        # A peak below our own cannot be told from it.
+        below = "" if peak is not None else "below "
+        if peak is None:
+            import resource
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        unit = 1 if platform.system() == "Darwin" else 1024
+        lines.append(f"peak memory {below}{peak * unit / 2**20:.1f} MiB")
+    print("\n".join(lines), file=sys.stderr)
+
+
+async def _run(command: list[str], timeout: float | None, stats: bool) -> int:
+    loop = asyncio.get_running_loop()
+    start = time.perf_counter()
+    try:
+        process = await create_subprocess_exec(*command)
+    except OSError as error:
+        print(f"aioproc: {error}", file=sys.stderr)
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+    timed_out = False
+    async with process:
+        # Ctrl-C reaches the child as well, which decides; what is sent to us alone is
+        # passed on.
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(signal.SIGINT, lambda: None)
+            loop.add_signal_handler(signal.SIGTERM, process.terminate)
+        try:
+            await asyncio.wait_for(process.wait(), timeout)
+        except asyncio.TimeoutError:
+            timed_out = True
+    if stats:
+        _print_stats(process, time.perf_counter() - start)
+    returncode = process.returncode
+    assert returncode is not None
+    if timed_out:
+        print(f"aioproc: timed out after {timeout:g} seconds", file=sys.stderr)
+        return TIMED_OUT
+    if returncode is UNKNOWN_EXIT:
+        return 1
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m aioproc",
+        description="Without a command: tells which backend is in use, and why not the others.",
+    )
+    parser.add_argument("--json", action="store_true", help="the same for programs")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="run")
+    run = commands.add_parser(
+        "run",
+        help="run one command through the library",
+        usage="python -m aioproc run [--timeout S] [--stats] -- CMD [ARG ...]",
+        description="Runs CMD with our stdin, stdout and stderr and returns its exit code; "
+        "128+N for signal N, 124 after a timeout, 126 or 127 if it cannot be started.",
+    )
+    run.add_argument("--timeout", type=_seconds, metavar="S", help="end it after S seconds")
+    run.add_argument("--stats", action="store_true", help="print time, CPU and memory to stderr")
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        if options.argv[:1] == ["--"]:
+            del options.argv[0]
+        if not options.argv:
+            run.error("a command is needed")
+        # More seconds than a lock can wait mean no timeout.
+        timeout = options.timeout if options.timeout and options.timeout < 1e8 else None
+        return asyncio.run(_run(options.argv, timeout, options.stats))
+    return _print_report(options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
