@@ -26,6 +26,7 @@ from ._api import (
     subprocess_shell,
 )
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
+from ._install import install, installed, uninstall
 from ._process import Process
 from ._streams import StreamReader, StreamWriter
 from ._transport import SubprocessTransport
@@ -44,6 +45,9 @@ __all__ = [
     "SubprocessTransport",
     "create_subprocess_exec",
     "create_subprocess_shell",
+    "install",
+    "installed",
     "subprocess_exec",
     "subprocess_shell",
+    "uninstall",
 ]

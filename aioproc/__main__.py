@@ -1,4 +1,5 @@
-"""``python -m aioproc``: what is in use here, and a command run through the library."""
+"""``python -m aioproc``: what is in use here; a command run through the library; a
+program run with aioproc in asyncio's place."""
 
 from __future__ import annotations
 
@@ -7,13 +8,16 @@ import asyncio
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
+import runpy
 import signal
 import sys
 import time
 from typing import Any
 
-from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec
+from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec, install
+from ._install import ASYNCIO_LIMIT
 
 #: What the shell and timeout(1) return in these cases.
 TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
@@ -115,6 +119,37 @@ async def _run(command: list[str], timeout: float | None, stats: bool) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
+def _exec(arguments: list[str], as_module: bool, limit: int | None) -> None:
+    """As ``python SCRIPT ...`` or ``python -m MODULE ...`` would, but installed."""
+    install(limit=limit)
+    target = arguments[0]
+    sys.argv[:] = arguments
+    if as_module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.realpath(target))
+        runpy.run_path(target, run_name="__main__")
+
+
+def _limit(text: str) -> int | None:
+    if text == "none":
+        return None
+    value = int(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("the limit must be positive, or none")
+    return value
+
+
+def _command_line(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    argv: list[str] = options.argv
+    if argv[:1] == ["--"]:
+        del argv[0]
+    if not argv:
+        parser.error("a command is needed")
+    return argv
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not value > 0:
@@ -129,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="the same for programs")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="run")
+    commands = parser.add_subparsers(dest="command", metavar="run | exec")
     run = commands.add_parser(
         "run",
         help="run one command through the library",
@@ -140,12 +175,28 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--timeout", type=_seconds, metavar="S", help="end it after S seconds")
     run.add_argument("--stats", action="store_true", help="print time, CPU and memory to stderr")
     run.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    execute = commands.add_parser(
+        "exec",
+        help="run a Python program with aioproc in asyncio's place",
+        usage="python -m aioproc exec [--limit N|none] SCRIPT.py|-m MODULE [ARG ...]",
+        description="Runs a Python program as python itself would, after aioproc.install(): "
+        "its use of asyncio's subprocess functions is served by aioproc.",
+    )
+    execute.add_argument(
+        "--limit",
+        type=_limit,
+        default=ASYNCIO_LIMIT,
+        metavar="N|none",
+        help=f"bytes a line may have where the program sets no limit (default {ASYNCIO_LIMIT})",
+    )
+    execute.add_argument("-m", dest="as_module", action="store_true", help="a module by name")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="PROGRAM")
     options = parser.parse_args(arguments)
+    if options.command == "exec":
+        _exec(_command_line(options, execute), options.as_module, options.limit)
+        return 0
     if options.command == "run":
-        if options.argv[:1] == ["--"]:
-            del options.argv[0]
-        if not options.argv:
-            run.error("a command is needed")
+        _command_line(options, run)
         # More seconds than a lock can wait mean no timeout.
         timeout = options.timeout if options.timeout and options.timeout < 1e8 else None
         return asyncio.run(_run(options.argv, timeout, options.stats))

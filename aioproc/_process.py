@@ -244,6 +244,9 @@ class Process(asyncio.subprocess.Process):
 
         ValueError: input without stdin=PIPE. RuntimeError: somebody else is reading.
         """
+        if not isinstance(self._protocol, StreamProtocol):
+            # Built by somebody's own hands, from a protocol of asyncio's.
+            return await super().communicate(input)
         if self._communicating:
             raise RuntimeError(
                 "communicate() called while another coroutine is already waiting for incoming data"
