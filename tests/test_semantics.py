@@ -1,0 +1,313 @@
+"""The rules of docs/semantics.md, one test each."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import python, run, settle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(code: str, *args: str) -> list[str]:
+    """A Python program that can import aioproc, from wherever this one does."""
+    import aioproc
+
+    path = str(Path(aioproc.__file__).resolve().parent.parent)
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}", *args]
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie, which waits for its parent only."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def environment(backend: Any) -> dict[str, str]:
+    """Has a helper program use the backend of this test."""
+    current = backend._backends.current()
+    if current.name == "pure":
+        return {**os.environ, "AIOPROC_BACKEND": "pure"}
+    return {**os.environ, "AIOPROC_BACKEND": "native", "AIOPROC_STRATEGY": current.strategy}
+
+
+def test_every_rule_has_its_test() -> None:
+    text = (ROOT / "docs" / "semantics.md").read_text()
+    own = Path(__file__).read_text()
+    named = re.findall(r"`(test_\w+)`", text)
+    assert named
+    for name in named:
+        assert re.search(rf"def {name}\(", own), f"{name} is missing"
+    for name in re.findall(r"`(tests/\w+\.py)`", text):
+        assert (ROOT / name).exists(), f"{name} is missing"
+
+
+# -- signals
+
+
+@pytest.mark.parametrize("how", ["plain", "start_new_session"])
+def test_ctrl_c_reaches_the_group(aioproc: Any, how: str) -> None:
+    code = f"""
+import asyncio, aioproc
+async def main():
+    process = await aioproc.create_subprocess_exec(
+        sys.executable, "-I", "-S", "-c",
+        "print('ready', flush=True); input(); print('unhurt', flush=True)",
+        stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.DEVNULL,
+        start_new_session={how != "plain"},
+    )
+    print((await process.stdout.readline()).decode(), end="", flush=True)
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        out, _ = await process.communicate(b"\\n")
+        print(process.returncode, out, flush=True)
+        raise
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    with subprocess.Popen(
+        script(code),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(aioproc),
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        os.killpg(parent.pid, signal.SIGINT)
+        output = parent.stdout.read().splitlines()
+    # The child ends by KeyboardInterrupt, of which Python makes a death by SIGINT.
+    assert output[0] == ("-2 b''" if how == "plain" else r"0 b'unhurt\n'")
+    if sys.version_info >= (3, 11):
+        assert output[-1] == "interrupted"
+
+
+@pytest.mark.asyncio
+async def test_kill_is_for_the_child_alone(api: Any) -> None:
+    process = await api.create_subprocess_shell(
+        "sleep 60 >/dev/null 2>&1 & echo $!; read line", stdin=api.PIPE, stdout=api.PIPE
+    )
+    grandchild = int(await process.stdout.readline())
+    process.kill()
+    await process.wait()
+    assert is_alive(grandchild)
+    os.kill(grandchild, signal.SIGKILL)
+    await process.communicate()
+
+
+@pytest.mark.asyncio
+async def test_signal_after_the_exit(aioproc: Any) -> None:
+    process = await aioproc.create_subprocess_exec("true")
+    await process.wait()
+    for send in (process.terminate, process.kill, lambda: process.send_signal(0)):
+        with pytest.raises(ProcessLookupError):
+            send()
+
+
+@pytest.mark.asyncio
+async def test_sigpipe_in_the_child(api: Any) -> None:
+    for restore in (True, False):
+        process = await api.create_subprocess_exec(
+            "grep", "SigIgn", "/proc/self/status", stdout=api.PIPE, restore_signals=restore
+        )
+        output, _ = await process.communicate()
+        ignored = int(output.split()[1], 16)
+        assert bool(ignored & 1 << (signal.SIGPIPE - 1)) is not restore
+
+
+# -- exits
+
+
+@pytest.mark.asyncio
+async def test_wait_with_a_pipe_kept_open(aioproc: Any) -> None:
+    process = await aioproc.create_subprocess_shell(
+        "sleep 60 & echo $!", stdout=aioproc.PIPE, stderr=aioproc.PIPE
+    )
+    grandchild = int(await process.stdout.readline())
+    assert await process.wait() == 0
+    assert is_alive(grandchild)
+    os.kill(grandchild, signal.SIGKILL)
+    assert await process.communicate() == (b"", b"")
+
+
+@pytest.mark.asyncio
+async def test_communicate_with_a_pipe_kept_open(aioproc: Any) -> None:
+    process = await aioproc.create_subprocess_shell(
+        "sleep 60 & echo $!; echo more", stdout=aioproc.PIPE
+    )
+    await process.wait()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(process.communicate(), 0.05)
+    grandchild = int(await process.stdout.readline())
+    os.kill(grandchild, signal.SIGKILL)
+    assert (await process.communicate())[0] == b"more\n"
+
+
+@pytest.mark.asyncio
+async def test_output_after_the_exit(api: Any) -> None:
+    process = await api.create_subprocess_shell("echo one; echo two", stdout=api.PIPE)
+    await asyncio.wait_for(process.wait(), 30)
+    assert await process.stdout.read() == b"one\ntwo\n"
+
+
+# -- lifetimes
+
+
+@pytest.mark.asyncio
+async def test_dropped_process_goes_on(api: Any) -> None:
+    reader, writer = os.pipe()
+    process = await api.create_subprocess_exec("cat", stdin=reader, stdout=api.DEVNULL)
+    os.close(reader)
+    pid = process.pid
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del process
+        gc.collect()
+    assert is_alive(pid)
+    os.close(writer)
+    while Path(f"/proc/{pid}").exists():  # until it has been reaped, too
+        await asyncio.sleep(0.001)
+
+
+def test_child_outlives_its_loop(aioproc: Any, new_loop: Callable[[], Any]) -> None:
+    async def main() -> Any:
+        return await aioproc.create_subprocess_exec("sleep", "60")
+
+    process = run(new_loop, main())
+    assert process.returncode is None
+    assert is_alive(process.pid)
+    process.kill()
+    assert settle(lambda: process.returncode is not None)
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        process.kill()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        process = None
+        gc.collect()
+
+
+def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> None:
+    async def main() -> Any:
+        return await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+
+    process = run(new_loop, main())
+    pid = process.pid
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del process
+        gc.collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]
+    assert settle(lambda: not is_alive(pid))
+
+
+def test_thread_whose_loop_ends(aioproc: Any, new_loop: Callable[[], Any]) -> None:
+    found: list[Any] = []
+
+    async def main() -> None:
+        found.append(await aioproc.create_subprocess_exec("sleep", "60"))
+
+    thread = threading.Thread(target=run, args=(new_loop, main()))
+    thread.start()
+    thread.join()
+    process = found.pop()
+    assert is_alive(process.pid)
+    process.kill()
+    assert settle(lambda: process.returncode == -signal.SIGKILL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        process = None
+        gc.collect()
+
+
+@pytest.mark.parametrize("how", ["return", "os._exit"])
+def test_interpreter_exit(aioproc: Any, how: str) -> None:
+    code = f"""
+import asyncio, os, aioproc
+async def main():
+    global process
+    process = await aioproc.create_subprocess_exec(
+        "sleep", "60", stdout=aioproc.DEVNULL, stderr=aioproc.DEVNULL)
+    print(process.pid, flush=True)
+    if {how!r} == "os._exit":
+        os._exit(0)
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        script(code), capture_output=True, text=True, check=True, env=environment(aioproc)
+    )
+    pid = int(done.stdout)
+    if how == "return":
+        assert settle(lambda: not is_alive(pid))
+        assert "Traceback" not in done.stderr
+    else:
+        assert is_alive(pid)
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.asyncio
+async def test_cancelling_wait_leaves_the_child(api: Any) -> None:
+    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.01)
+    assert process.returncode is None
+    process.stdin.write(b"still here")
+    process.stdin.close()
+    assert await process.stdout.read() == b"still here"
+    assert await process.wait() == 0
+
+
+# -- inheritance
+
+
+def test_inherited_stdin(aioproc: Any) -> None:
+    code = """
+import asyncio, aioproc
+async def main():
+    process = await aioproc.create_subprocess_exec("cat", stdout=aioproc.PIPE)
+    print((await process.communicate())[0].decode().upper())
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        script(code),
+        input="for the child",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment(aioproc),
+    )
+    assert done.stdout == "FOR THE CHILD\n"
+
+
+# -- threads
+
+
+@pytest.mark.asyncio
+async def test_signal_from_another_thread(api: Any) -> None:
+    process = await api.create_subprocess_exec(
+        *python("print('ready', flush=True); input()"), stdin=api.PIPE, stdout=api.PIPE
+    )
+    await process.stdout.readline()
+    await asyncio.get_running_loop().run_in_executor(None, process.terminate)
+    assert await process.wait() == -signal.SIGTERM
+    await process.communicate()
+    await asyncio.get_running_loop().shutdown_default_executor()
