@@ -226,7 +226,9 @@ def reap_orphans() -> None:
     """What every spawn does first."""
     pure.orphans.reap()
     if "aioproc._native" in sys.modules:
-        sys.modules["aioproc._native"].lib.ap_reap_orphans()
+        from aioproc._backends import posix
+
+        posix.reap_orphans()
 
 
 def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:

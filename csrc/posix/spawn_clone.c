@@ -31,6 +31,17 @@
 #define SYS_close_range 436
 #endif
 
+/* Where there are two, the plain ones take ids of 16 bits (i386, 32-bit ARM). */
+#ifdef SYS_setgroups32
+#define SET_GROUPS SYS_setgroups32
+#define SET_GID SYS_setregid32
+#define SET_UID SYS_setreuid32
+#else
+#define SET_GROUPS SYS_setgroups
+#define SET_GID SYS_setregid
+#define SET_UID SYS_setreuid
+#endif
+
 /* ---- system calls without libc ------------------------------------------ */
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -284,15 +295,15 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
   }
   /* The raw calls, of this thread only: libc's would try to tell all threads. */
   if (plan->flags & AP_SETGROUPS) {
-    result = CALL2(SYS_setgroups, plan->group_count, plan->groups);
+    result = CALL2(SET_GROUPS, plan->group_count, plan->groups);
     if (result < 0) return result;
   }
   if (plan->flags & AP_SETGID) {
-    result = CALL2(SYS_setregid, plan->gid, plan->gid);
+    result = CALL2(SET_GID, plan->gid, plan->gid);
     if (result < 0) return result;
   }
   if (plan->flags & AP_SETUID) {
-    result = CALL2(SYS_setreuid, plan->uid, plan->uid);
+    result = CALL2(SET_UID, plan->uid, plan->uid);
     if (result < 0) return result;
   }
   if (plan->flags & AP_CLOSE_FDS) ap_child_close_fds(plan);
