@@ -57,6 +57,9 @@ def _exit_status_of(pidfd: int) -> int | None:
     info[0] = 1 << 3
     try:
         fcntl.ioctl(pidfd, 0xC040FF0B, info)
+    except ProcessLookupError:
+        # The process went between the question for the status and that for the process.
+        raise BlockingIOError from None
     except OSError:
         return None
     if not info[0] & 1 << 3:

@@ -139,9 +139,10 @@ static int exit_result(ap_child *child, ap_completion *out) {
   if (result == 0 || result == -EINTR) return ADVANCE_LATER;
   /* ECHILD: somebody else's wait took it, or SIGCHLD is ignored. The kernel
    * keeps the status with the descriptor since Linux 6.15. It appears a moment
-   * after the wait, at release_task(); look a few times, then give up. */
+   * after the wait, at release_task(); look a few times, then give up. ESRCH: the
+   * process went between the question for the status and that for the process. */
   result = sys_pidfd_exit_status(child->pidfd, &out->status);
-  if (result == 0 && child->tries++ < 20) return ADVANCE_LATER;
+  if ((result == 0 || result == -ESRCH) && child->tries++ < 20) return ADVANCE_LATER;
   return ADVANCE_ENDED;
 }
 

@@ -226,7 +226,8 @@ CHILD_CODE static int ap_child_close_listed(const ap_plan *plan) {
   if (dir < 0) return 0;
   for (;;) {
     long size = CALL3(SYS_getdents64, dir, buffer, sizeof buffer);
-    if (size <= 0) break;
+    if (size < 0) return 0;
+    if (size == 0) break;
     for (long at = 0; at < size;) {
       const kernel_dirent *entry = (const void *)((const char *)buffer + at);
       long fd = 0;
@@ -413,6 +414,15 @@ int clone_probe(const char **what) {
   *what = "malloc";
   if (!memory) return -ENOMEM;
   mark->seen = 0;
+
+  /* For the children of preexec_fn. */
+  *what = "pidfd_open";
+  int self = sys_pidfd_open(getpid());
+  if (self < 0) {
+    error = self;
+    goto finish;
+  }
+  close(self);
 
   *what = "clone(CLONE_VM | CLONE_PIDFD)";
   int pid = clone_at(ap_child_probe, mark, CLONE_VM | CLONE_EXTRA, &mask, &pidfd);
