@@ -415,6 +415,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         if child.stderr is not None:
             self._pipes[2] = ReadPipeTransport(self, 2, child.stderr)
         self._pipes_open = len(self._pipes)
+        # They are ours now. The room may keep the child for longer than the loop lives.
+        child.stdin = child.stdout = child.stderr = None
 
     def start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""

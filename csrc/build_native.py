@@ -38,7 +38,7 @@ def make_ffibuilder() -> cffi.FFI:
     builder = cffi.FFI()
     builder.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     # AIOPROC_CFLAGS: further flags for tools/check.py (sanitizers, -Werror).
-    flags = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden"]
+    flags = ["-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"]
     flags += shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
     builder.set_source(
         "aioproc._native",
@@ -48,7 +48,7 @@ def make_ffibuilder() -> cffi.FFI:
         include_dirs=[f"csrc/{Path(header).parent.as_posix()}"],
         depends=[f"csrc/{header}", "csrc/posix/internal.h"],
         extra_compile_args=flags,
-        extra_link_args=shlex.split(os.environ.get("AIOPROC_LDFLAGS", "")),
+        extra_link_args=["-pthread", *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
         # A failed compile is a warning, and the package works without (setup.py).
         optional=os.environ.get("AIOPROC_BUILD_EXTENSION", "auto") != "require",
     )

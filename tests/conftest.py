@@ -5,6 +5,8 @@ A test takes one of these fixtures:
 ``aioproc``   the package, with each of our backends in turn
 ``api``       the same, and asyncio itself as the oracle: for behaviour that is
               asyncio's; has create_subprocess_exec/shell, subprocess_exec/shell, PIPE...
+``aside``     a Python process of its own with each backend and loop (tests/aside.py),
+              and with the pure one's polling thread
 
 Coroutine tests run on asyncio's own loop and on uvloop's; the oracle on asyncio's only,
 since uvloop has a subprocess implementation of its own.
@@ -33,6 +35,7 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import _backends
 from aioproc._backends import pure
+from aside import Aside, children, open_fds
 
 Loop = asyncio.AbstractEventLoop
 
@@ -94,6 +97,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("aioproc", names, indirect=True)
     if "api" in metafunc.fixturenames:
         metafunc.parametrize("api", [*names, "oracle"], indirect=True)
+    if "aside" in metafunc.fixturenames:
+        if "pure" in names:
+            names = [*names, "thread"]
+        both = [Aside(name, loop) for name in names for loop in loops(metafunc.config)]
+        metafunc.parametrize("aside", both, ids="-".join)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -200,33 +208,13 @@ def run(factory: Callable[[], Loop], main: Any) -> Any:
 # -- the leak guards
 
 
-def open_fds() -> dict[int, str]:
-    fds = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            pass  # the one that lists
-    return fds
-
-
-def children() -> set[int]:
-    """Children of this process, zombies among them."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children") as file:
-                found.update(map(int, file.read().split()))
-        except FileNotFoundError:
-            pass  # the thread has ended
-    return found
-
-
 def reap_orphans() -> None:
     """What every spawn does first."""
     pure.orphans.reap()
     if "aioproc._native" in sys.modules:
-        sys.modules["aioproc._native"].lib.ap_reap_orphans()
+        from aioproc._backends import posix
+
+        posix.reap_orphans()
 
 
 def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:

@@ -127,7 +127,8 @@ class Child(Protocol):
         child has been reaped: never reaches a process that got the number since."""
 
     def poll(self) -> int | None:
-        """The returncode; looks for an exit that no loop will notice any more."""
+        """The returncode; looks for an exit that no loop will notice any more. From any
+        thread; calls nobody."""
 
     def expect_exit(self) -> None:
         """A pipe has reached its end: the exit is likely near."""

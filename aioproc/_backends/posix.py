@@ -12,6 +12,7 @@ import asyncio
 import errno
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from .base import (
 )
 from .pipes import Stdio, open_stdio
 from .popen import popen
-from .residents import Resident, Residents
+from .residents import REJOIN, Resident, Residents
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -82,6 +83,8 @@ class NativeChild:
     """base.Child over a token of the C layer."""
 
     __slots__ = (
+        "__weakref__",
+        "_error",
         "_generation",
         "_port",
         "_spec",
@@ -101,6 +104,7 @@ class NativeChild:
         self._token = token
         self._spec = spec
         self._generation = generation.number
+        self._error: OSError | None = None
         self.pid = pid
         self.returncode: int | None = None
         self.rusage: ResourceUsage | None = None
@@ -119,9 +123,12 @@ class NativeChild:
 
     def poll(self) -> int | None:
         if self.returncode is None and self._generation == generation.number:
+            port = self._port
+            if port is not None and port.loop_is_closed():
+                port.close()
             completion = ffi.new("ap_completion *")
             if lib.ap_poll(self._token, completion) == 1:
-                self._exited(completion)
+                self.note(completion)
         return self.returncode
 
     def expect_exit(self) -> None:
@@ -136,23 +143,33 @@ class NativeChild:
         if port is not None and self.returncode is None:
             port.abandon(self._token)
 
-    def _settle(self, error: OSError | None) -> None:
-        started = self.started
-        if started is not None and not started.done():
-            if error is None:
-                started.set_result(None)
-            else:
-                started.set_exception(error)
-
-    def _exited(self, completion: Any) -> None:
+    def note(self, completion: Any) -> None:
+        """AP_EXITED or AP_FAILED has come. Any thread; tells nobody."""
+        self._port = None
+        if completion.kind == lib.AP_FAILED:
+            self._error = spawn_error(self._spec, completion.error, completion.step)
+            return
+        self.rusage = _usage(completion)
         status = completion.status
         if status < 0:
             self.returncode = UNKNOWN_EXIT
             warn_unknown_exit(self.pid)
         else:
             self.returncode = os.waitstatus_to_exitcode(status)
-        self.rusage = _usage(completion)
-        self._port = None
+
+    def has_ended(self) -> bool:
+        return self.returncode is not None or self._error is not None
+
+    def tell(self) -> None:
+        """In the loop: what is known by now."""
+        started = self.started
+        if started is not None and not started.done():
+            if self._error is None:
+                started.set_result(None)
+            else:
+                started.set_exception(self._error)
+        if self.returncode is None:
+            return
         on_exit = self.on_exit
         if on_exit is not None:
             self.on_exit = None
@@ -180,17 +197,27 @@ class _Port(Resident[NativeChild]):
         port, self._port = self._port, None
         if loop is not None:
             loop.remove_reader(lib.ap_port_fd(port))
+        # First, since from the next call on any thread may hear of their ends.
+        _orphans.update(self.children)
         lib.ap_port_close(port)
 
     def is_idle(self) -> bool:
         # The C layer also counts those that are being reaped without being told of.
         return not self.children and not lib.ap_port_live(self._port)
 
-    def _rejoin(self, loop: asyncio.AbstractEventLoop, children: list[NativeChild]) -> None:
+    def _rejoin(self, loop: asyncio.AbstractEventLoop, child: NativeChild) -> None:
         port = _ports.of(loop)
-        for child in children:
-            if lib.ap_port_rejoin(port._port, child._token) == 0:
-                port.add(child._token, child)
+        result = lib.ap_port_rejoin(port._port, child._token)
+        if result >= 0:
+            _orphans.pop(child._token, None)
+            port.add(child._token, child)
+            if result == 1:
+                child.tell()  # that its exec has worked
+        elif child.has_ended():
+            child.tell()
+        else:
+            # No memory, or another thread has just heard of its end, and will note it.
+            loop.call_later(REJOIN, self._rejoin, loop, child)
 
     # -- children
 
@@ -240,22 +267,32 @@ class _Port(Resident[NativeChild]):
         if kind == lib.AP_STARTED:
             child = self.children.get(completion.token)
             if child is not None:
-                child._settle(None)
-        elif kind == lib.AP_EXITED:
-            child = self.children.pop(completion.token, None)
-            if child is not None:
-                child._exited(completion)
+                child.tell()
         else:
             child = self.children.pop(completion.token, None)
             if child is not None:
-                child._port = None
-                child._settle(spawn_error(child._spec, completion.error, completion.step))
+                child.note(completion)
+                child.tell()
 
 
 _ports = Residents(_Port)
 
+#: Children whose port was closed, by token, as long as somebody holds them.
+_orphans: weakref.WeakValueDictionary[int, NativeChild] = weakref.WeakValueDictionary()
+
+
+def reap_orphans() -> None:
+    """Looks at some of the children that outlived their ports, so that no zombie stays."""
+    if lib.ap_orphan_count():
+        completions = ffi.new("ap_completion[]", _BATCH)
+        for i in range(lib.ap_reap_orphans(completions, _BATCH)):
+            child = _orphans.pop(completions[i].token, None)
+            if child is not None:
+                child.note(completions[i])
+
 
 def _after_fork_in_child() -> None:
+    _orphans.clear()
     _ports.forget()
     lib.ap_after_fork_in_child()
 
@@ -273,6 +310,7 @@ class PosixBackend:
         self._code = STRATEGIES[strategy]
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
+        reap_orphans()
         port = _ports.of(loop)
         stdio = open_stdio(spec, loop)
         try:
@@ -307,7 +345,10 @@ class PosixBackend:
         token = port.adopt(pid)
         if token < 0:
             os.kill(pid, 9)
-            os.waitpid(pid, 0)
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass  # taken by another wait
             raise OSError(-token, os.strerror(-token))
         child = NativeChild(port, token, pid, spec, stdio)
         port.add(token, child)

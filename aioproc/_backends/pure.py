@@ -24,7 +24,7 @@ from .base import (
 )
 from .pipes import Stdio, open_stdio
 from .popen import popen
-from .residents import Resident, Residents
+from .residents import REJOIN, Resident, Residents
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -57,6 +57,9 @@ def _exit_status_of(pidfd: int) -> int | None:
     info[0] = 1 << 3
     try:
         fcntl.ioctl(pidfd, 0xC040FF0B, info)
+    except ProcessLookupError:
+        # The process went between the question for the status and that for the process.
+        raise BlockingIOError from None
     except OSError:
         return None
     if not info[0] & 1 << 3:
@@ -72,6 +75,7 @@ class PureChild:
         "_generation",
         "_lock",
         "_peak",
+        "_reaping",
         "_tries",
         "_watch",
         "on_exit",
@@ -100,12 +104,17 @@ class PureChild:
         self._tries = 0
         self._watch: _Watch | None = None
         # A signal and the reaping exclude each other, so that a number that belongs to
-        # another process by now is never hit.
-        self._lock = threading.Lock()
+        # another process by now is never hit. Reentrant, since the garbage collector may
+        # end the transport of this very child in the midst of it.
+        self._lock = threading.RLock()
+        self._reaping = False
 
     def send_signal(self, number: int) -> None:
+        # Before the lock, which in a forked process may be held by nobody who lives.
+        if self._generation != generation.number:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         with self._lock:
-            if self.returncode is not None or self._generation != generation.number:
+            if self.returncode is not None or self._reaping:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
             if self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
@@ -113,8 +122,12 @@ class PureChild:
                 os.kill(self.pid, number)
 
     def poll(self) -> int | None:
-        if self.reap():
-            self.tell()
+        watch = self._watch
+        if watch is not None and watch.loop_is_closed():
+            watch.close()
+            watch = None
+        if watch is None and self.returncode is None and self.reap():
+            self.close_pidfd()
         return self.returncode
 
     def expect_exit(self) -> None:
@@ -126,6 +139,8 @@ class PureChild:
         for end in (self.stdin, self.stdout, self.stderr):
             if end is not None:
                 end.close()
+        if self._generation != generation.number:
+            return
         try:
             self.send_signal(signal.SIGKILL)
         except ProcessLookupError:
@@ -141,26 +156,35 @@ class PureChild:
         with self._lock:
             if self.returncode is not None:
                 return True
-            try:
-                pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                return self._lost()
-            if pid == 0:
+            if self._reaping:
                 return False
-            self.returncode = os.waitstatus_to_exitcode(status)
-            self.rusage = ResourceUsage(
-                usage.ru_utime,
-                usage.ru_stime,
-                # exec carries the parent's peak over (see ResourceUsage.ru_maxrss).
-                usage.ru_maxrss if usage.ru_maxrss > self._peak else None,
-                usage.ru_minflt,
-                usage.ru_majflt,
-                usage.ru_inblock,
-                usage.ru_oublock,
-                usage.ru_nvcsw,
-                usage.ru_nivcsw,
-            )
-            return True
+            self._reaping = True
+            try:
+                return self._wait()
+            finally:
+                self._reaping = False
+
+    def _wait(self) -> bool:
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return self._lost()
+        if pid == 0:
+            return False
+        self.rusage = ResourceUsage(
+            usage.ru_utime,
+            usage.ru_stime,
+            # exec carries the parent's peak over (see ResourceUsage.ru_maxrss).
+            usage.ru_maxrss if usage.ru_maxrss > self._peak else None,
+            usage.ru_minflt,
+            usage.ru_majflt,
+            usage.ru_inblock,
+            usage.ru_oublock,
+            usage.ru_nvcsw,
+            usage.ru_nivcsw,
+        )
+        self.returncode = os.waitstatus_to_exitcode(status)
+        return True
 
     def _lost(self) -> bool:
         status = None
@@ -193,50 +217,57 @@ class PureChild:
         if pidfd >= 0:
             os.close(pidfd)
 
+    def forget(self) -> None:
+        """In a forked process: it is the parent's."""
+        self._lock = threading.RLock()  # another thread may have held it at the fork
+        self.close_pidfd()
+
 
 class _Orphans:
     """Children that no loop watches any more; looked at by every spawn."""
 
     def __init__(self) -> None:
-        self._children: list[PureChild] = []
-        self._lock = threading.Lock()
+        self._children: dict[PureChild, None] = {}
+        # Reentrant: the garbage collector may end a spawn in the midst of it.
+        self._lock = threading.RLock()
 
     def add(self, child: PureChild) -> None:
         with self._lock:
-            self._children.append(child)
+            self._children[child] = None
 
     def reap(self) -> None:
         if not self._children:
             return
         with self._lock:
-            alive = []
-            for child in self._children:
+            for child in list(self._children):
                 if child.reap():
                     child.close_pidfd()
-                else:
-                    alive.append(child)
-            self._children = alive
+                    self._children.pop(child, None)
 
     def remove(self, child: PureChild) -> bool:
         """False when it has ended meanwhile."""
         with self._lock:
             if child not in self._children:
                 return False
-            self._children.remove(child)
+            del self._children[child]
             return True
 
     def forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for child in self._children:
-            child.close_pidfd()
-        self._children = []
+            child.forget()
+        self._children = {}
 
 
 orphans = _Orphans()
 
 
 class _Watch(Resident[PureChild]):
-    """Notices the exits of one loop's children, by pid. One subclass a mechanism."""
+    """Notices the exits of one loop's children. One subclass a mechanism.
+
+    The key is the record, not the pid: when another wait has taken a child, its number
+    may belong to the next one before we hear of it.
+    """
 
     def _start(self, child: PureChild) -> None:
         """Begins to watch; from now on _look is called whenever the child may have
@@ -251,22 +282,22 @@ class _Watch(Resident[PureChild]):
 
     def add(self, child: PureChild) -> None:
         self.touch()
-        self.children[child.pid] = child
+        self.children[id(child)] = child
         child._watch = self
         try:
             self._start(child)
         except BaseException:
-            del self.children[child.pid]
+            del self.children[id(child)]
             child._watch = None
             raise
 
     def _look(self, child: PureChild) -> None:
-        if self.children.get(child.pid) is not child:
+        if self.children.get(id(child)) is not child:
             return
         loop = self._loop()
         if child.reap():
             self._stop(child, loop)
-            del self.children[child.pid]
+            del self.children[id(child)]
             if not self.children:
                 self.retire_when_idle()
             child.tell()
@@ -277,7 +308,7 @@ class _Watch(Resident[PureChild]):
             loop.call_later(_RETRY, self._look_again, child)
 
     def _look_again(self, child: PureChild) -> None:
-        if self.children.get(child.pid) is child:
+        if self.children.get(id(child)) is child:
             self._start(child)
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -286,11 +317,20 @@ class _Watch(Resident[PureChild]):
             child._watch = None
             orphans.add(child)
 
-    def _rejoin(self, loop: asyncio.AbstractEventLoop, children: list[PureChild]) -> None:
-        watch = _watches.of(loop)
-        for child in children:
-            if orphans.remove(child):
-                watch.add(child)
+    def _rejoin(self, loop: asyncio.AbstractEventLoop, child: PureChild) -> None:
+        if not orphans.remove(child) or child.returncode is not None:
+            child.tell()
+            return
+        try:
+            _watches.of(loop).add(child)
+        except OSError:  # EMFILE
+            orphans.add(child)
+            loop.call_later(REJOIN, self._rejoin, loop, child)
+
+    def forget(self) -> None:
+        for child in self.children.values():
+            child.forget()
+        super().forget()
 
 
 class _PidfdWatch(_Watch):
@@ -329,6 +369,7 @@ class _KqueueWatch(_Watch):
             filter=_select.KQ_FILTER_PROC,
             flags=_select.KQ_EV_ADD | _select.KQ_EV_ONESHOT,
             fflags=_select.KQ_NOTE_EXIT,
+            udata=id(child),
         )
         try:
             self._kqueue.control([event], 0, 0)
@@ -340,7 +381,7 @@ class _KqueueWatch(_Watch):
 
     def _drain(self) -> None:
         for event in self._kqueue.control(None, 64, 0):
-            child = self.children.get(event.ident)
+            child = self.children.get(event.udata)
             if child is not None:
                 # May come a moment before the zombie: _look asks again then.
                 self._look(child)

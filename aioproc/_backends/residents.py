@@ -12,14 +12,28 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 #: Seconds without children after which a resident closes. Not at once, since opening
 #: one costs a good part of a spawn.
 LINGER = 1.0
+#: Seconds after which a loop that has shut its generators down, and still runs, gets
+#: its children back.
+REJOIN = 0.1
 
-C = TypeVar("C")
+C = TypeVar("C", bound="Watched")
 R = TypeVar("R", bound="Resident[Any]")
+
+
+#: Loops whose asynchronous generators have been shut down. A new one would only bring
+#: a warning there.
+_shut_down: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+class Watched(Protocol):
+    """What this file has to know of a child."""
+
+    on_exit: Callable[[], None] | None
 
 
 class Resident(Generic[C]):
@@ -31,6 +45,8 @@ class Resident(Generic[C]):
         self.children: dict[int, C] = {}
         self.is_open = True
         self._used = False
+        #: Emptied by whoever closes it first, in whatever thread.
+        self._to_close = [True]
         self._timer: asyncio.TimerHandle | None = None
         self._guard: AsyncGenerator[None, None] | None = None
         self._watch_loop_end()
@@ -52,7 +68,9 @@ class Resident(Generic[C]):
         return loop is None or loop.is_closed()
 
     def close(self) -> None:
-        if not self.is_open:
+        try:
+            self._to_close.pop()
+        except IndexError:
             return
         self.is_open = False
         if self._timer is not None:
@@ -60,7 +78,9 @@ class Resident(Generic[C]):
             self._timer = None
         loop = self._loop()
         self._release(None if loop is None or loop.is_closed() else loop)
-        # Futures among the children would keep the loop alive.
+        # Futures among the children, and whom they tell, would keep the loop alive.
+        for child in self.children.values():
+            child.on_exit = None
         self.children.clear()
         guard, self._guard = self._guard, None
         if guard is not None:
@@ -71,6 +91,7 @@ class Resident(Generic[C]):
 
     def forget(self) -> None:
         """In a forked child, where all of this is the parent's."""
+        self._to_close.clear()
         self.is_open = False
         self.children.clear()
 
@@ -80,6 +101,11 @@ class Resident(Generic[C]):
         An asynchronous generator that waits to be finished is the one thing that every
         loop lets go of, before it closes, by public API.
         """
+
+        loop = self._loop()
+        if loop is None or loop in _shut_down:
+            # Then the resident closes when the loop is found closed.
+            return
 
         async def guard() -> AsyncGenerator[None, None]:
             try:
@@ -93,22 +119,33 @@ class Resident(Generic[C]):
         except StopIteration:
             pass
         except Warning:
-            # -W error, and the loop has shut its generators down before. Then the
-            # resident closes when the loop is found closed.
+            # -W error, and the loop shut its generators down before it had a child.
             self._guard = None
 
     def _loop_ends(self) -> None:
         if not self.is_open:
             return
         self._guard = None
-        children = list(self.children.values())
+        owed = [(child, child.on_exit) for child in self.children.values()]
         loop = self._loop()
+        if loop is not None:
+            _shut_down.add(loop)
         self.close()
-        if children and loop is not None and not loop.is_closed():
+        if owed and loop is not None and not loop.is_closed():
             # Somebody may shut the generators down and go on using the loop.
-            loop.call_later(0.1, self._rejoin, loop, children)
+            loop.call_later(REJOIN, self._rejoin_all, loop, owed)
 
-    def _rejoin(self, loop: asyncio.AbstractEventLoop, children: list[C]) -> None:
+    def _rejoin_all(
+        self, loop: asyncio.AbstractEventLoop, owed: list[tuple[C, Callable[[], None] | None]]
+    ) -> None:
+        for child, on_exit in owed:
+            if child.on_exit is None:  # or it has got one meanwhile
+                child.on_exit = on_exit
+            self._rejoin(loop, child)
+
+    def _rejoin(self, loop: asyncio.AbstractEventLoop, child: C) -> None:
+        """Has the loop's resident, a new one, watch an orphan of this one; tells of the
+        exit that was noticed meanwhile."""
         raise NotImplementedError
 
     # -- idleness

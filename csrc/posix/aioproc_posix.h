@@ -139,19 +139,24 @@ int ap_signal(int64_t token, int signal);
  * closed. -ESRCH for a token that is gone. */
 int ap_poll(int64_t token, ap_completion *out);
 
-/* Gives a port an orphan back, so that its completions come again. 0 or -errno. */
+/* Gives a port an orphan back, so that its completions come again; 1: its exec is
+ * known to have worked, so that no AP_STARTED is among them. 0 or -errno. */
 int ap_port_rejoin(ap_port *port, int64_t token);
 
 /* How many children the port has, abandoned ones too. */
 int ap_port_live(const ap_port *port);
 
 /* Closes a port. Children that are still alive become orphans of the process:
- * they can be signalled, and are reaped by ap_reap_orphans. */
+ * they can be signalled, and somebody has to ask after them from time to time. */
 void ap_port_close(ap_port *port);
 
-/* Reaps what it can of the orphans, a bounded number a call. Returns how many
- * orphans are left. Also done by ap_port_open and ap_port_spawn. */
-int ap_reap_orphans(void);
+/* How many orphans there are. */
+int ap_orphan_count(void);
+
+/* Asks after up to n orphans, going round. Fills in a completion (AP_EXITED,
+ * AP_FAILED) for each that has ended, but for those that were abandoned, and
+ * returns how many. Does not block. */
+int ap_reap_orphans(ap_completion *completions, int n);
 
 /* To be called in the child after a fork(): closes our numbers and forgets
  * everything, leaving the parent's children and registrations alone. All ports

@@ -86,9 +86,10 @@ void child_unlink(ap_child **list, ap_child *child) {
   if (child->next) child->next->prev = child->prev;
 }
 
-/* The parent's own peak, in KiB, to be taken after the exec. exec carries the old memory's high-water mark over into the new program's
- * ru_maxrss (setmax_mm_hiwater_rss in fs/exec.c), and the old memory was the
- * parent's: a peak up to the parent's own says nothing about the child. */
+/* The parent's own peak, in KiB, to be taken after the exec. exec carries the old
+ * memory's high-water mark over into the new program's ru_maxrss
+ * (setmax_mm_hiwater_rss in fs/exec.c), and the old memory was the parent's: a
+ * peak up to the parent's own says nothing about the child. */
 int64_t own_peak_rss(void) {
   struct rusage usage;
   return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : usage.ru_maxrss;
@@ -138,9 +139,10 @@ static int exit_result(ap_child *child, ap_completion *out) {
   if (result == 0 || result == -EINTR) return ADVANCE_LATER;
   /* ECHILD: somebody else's wait took it, or SIGCHLD is ignored. The kernel
    * keeps the status with the descriptor since Linux 6.15. It appears a moment
-   * after the wait, at release_task(); look a few times, then give up. */
+   * after the wait, at release_task(); look a few times, then give up. ESRCH: the
+   * process went between the question for the status and that for the process. */
   result = sys_pidfd_exit_status(child->pidfd, &out->status);
-  if (result == 0 && child->tries++ < 20) return ADVANCE_LATER;
+  if ((result == 0 || result == -ESRCH) && child->tries++ < 20) return ADVANCE_LATER;
   return ADVANCE_ENDED;
 }
 
@@ -172,12 +174,24 @@ static bool orphan_ended(ap_child *child, ap_completion *out) {
   return true;
 }
 
-int orphans_reap(int most) {
-  ap_completion ignored;
+int ap_orphan_count(void) {
+  pthread_mutex_lock(&ap_lock);
+  int count = orphan_count;
+  pthread_mutex_unlock(&ap_lock);
+  return count;
+}
+
+int ap_reap_orphans(ap_completion *completions, int n) {
   ap_child *last = NULL;
-  for (ap_child *child = orphans, *next; child && most > 0; child = next, most--) {
+  int count = 0, looks = n;
+  pthread_mutex_lock(&ap_lock);
+  for (ap_child *child = orphans, *next; child && looks > 0; child = next, looks--) {
+    bool tell = !child->abandoned;
     next = child->next;
-    if (!orphan_ended(child, &ignored)) last = child;
+    if (!orphan_ended(child, &completions[count]))
+      last = child;
+    else if (tell)
+      count++;
   }
   /* Those that were looked at go to the back, so that a bounded look at each
    * spawn comes round to all of them. */
@@ -190,14 +204,8 @@ int orphans_reap(int most) {
     head->prev = tail;
     orphans = rest;
   }
-  return orphan_count;
-}
-
-int ap_reap_orphans(void) {
-  pthread_mutex_lock(&ap_lock);
-  int left = orphans_reap(64);
   pthread_mutex_unlock(&ap_lock);
-  return left;
+  return count;
 }
 
 int ap_signal(int64_t token, int signal) {
@@ -219,9 +227,6 @@ int ap_poll(int64_t token, ap_completion *out) {
 }
 
 void ap_after_fork_in_child(void) {
-  /* Another thread may have held the lock at the fork; it does not exist here. */
-  pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-  ap_lock = fresh;
   ports_forget();
   for (uint32_t i = 0; i < slot_count; i++)
     if (slots[i].child) child_free(slots[i].child);

@@ -34,7 +34,7 @@ struct ap_child {
 };
 
 /* One lock for everything below, held for microseconds and never across
- * anything that blocks. */
+ * anything that blocks. fork() takes it too (ap_port_open). */
 extern pthread_mutex_t ap_lock;
 
 /* children.c: the table of all children of this process, by token. */
@@ -62,7 +62,6 @@ int child_advance(ap_child *child, void (*before_close)(ap_child *),
 int64_t own_peak_rss(void);
 void orphan_adopt(ap_child *child);
 void orphan_release(ap_child *child);
-int orphans_reap(int most); /* with ap_lock held */
 
 /* pidfd.c: system calls that C libraries do not all wrap. */
 int sys_pidfd_open(pid_t pid);

@@ -53,17 +53,19 @@ static void arm_timer(ap_port *port, long nanoseconds) {
   timerfd_settime(port->timer, 0, &when, NULL);
 }
 
+enum { SOON = 1, AFTER_10_MS = 10 * 1000 * 1000 };
+
 /* One look is owed to this child, though no event will ask for it. */
 static void retry_later(ap_port *port, ap_child *child, long nanoseconds) {
+  /* Where others wait the timer is running: put off again and again by a row of
+   * newcomers it would never fire. */
+  if (!port->retry || nanoseconds == SOON) arm_timer(port, nanoseconds);
   if (!child->retrying) {
     child->retrying = true;
     child->retry_next = port->retry;
     port->retry = child;
   }
-  arm_timer(port, nanoseconds);
 }
-
-enum { SOON = 1, AFTER_10_MS = 10 * 1000 * 1000 };
 
 static void watch_exit(ap_port *port, ap_child *child) {
   /* ONESHOT: a child under a debugger leaves its pidfd readable with nothing to
@@ -87,8 +89,23 @@ static void forget(ap_port *port, ap_child *child) {
   port->live--;
 }
 
+/* fork() waits for whoever holds the lock. Then the tables are whole in the child,
+ * and it has no copy of the writing end of an exec-result pipe, which would keep
+ * the end of file from us for as long as it lives. */
+static void before_fork(void) { pthread_mutex_lock(&ap_lock); }
+static void after_fork(void) { pthread_mutex_unlock(&ap_lock); }
+
+static pthread_once_t fork_hooks = PTHREAD_ONCE_INIT;
+static int fork_hooks_error;
+
+static void install_fork_hooks(void) {
+  fork_hooks_error = pthread_atfork(before_fork, after_fork, after_fork);
+}
+
 int ap_port_open(ap_port **result) {
   int error = 0;
+  pthread_once(&fork_hooks, install_fork_hooks);
+  if (fork_hooks_error) return -fork_hooks_error;
   ap_port *port = calloc(1, sizeof *port);
   if (!port) return -ENOMEM;
   port->timer = -1;
@@ -109,7 +126,6 @@ int ap_port_open(ap_port **result) {
     goto finish;
   }
   pthread_mutex_lock(&ap_lock);
-  orphans_reap(64);
   port->next = ports;
   if (ports) ports->prev = port;
   ports = port;
@@ -137,19 +153,30 @@ static int64_t port_take(ap_port *port, ap_child *child) {
   return child->token;
 }
 
+/* Asked before anything is opened: a number that is closed now could become that
+ * of the exec-result pipe, which would then be handed to the program. */
+static int all_open(const ap_request *request, const int32_t *pass_fds) {
+  for (int i = 0; i < 3; i++)
+    if (request->fds[i] >= 0 && fcntl(request->fds[i], F_GETFD) < 0) return -errno;
+  for (int i = 0; i < request->pass_count; i++)
+    if (fcntl(pass_fds[i], F_GETFD) < 0) return -errno;
+  return 0;
+}
+
 static int64_t start_clone(ap_port *port, ap_request *request,
                            const char *strings, const int32_t *pass_fds,
                            const uint32_t *groups) {
   int64_t result;
   ap_plan *plan;
   ap_child *child = NULL;
+  request->step = AP_STEP_SETUP;
+  result = all_open(request, pass_fds);
+  if (result < 0) return result;
   void *memory = plan_new(clone_stack_size(), request, strings, pass_fds, groups,
                           &plan);
-  request->step = AP_STEP_SETUP;
   if (!memory) return -ENOMEM;
 
   pthread_mutex_lock(&ap_lock);
-  orphans_reap(16);
   child = child_new();
   if (!child) {
     free(memory);
@@ -186,7 +213,6 @@ static int64_t start_portable(ap_port *port, ap_request *request,
 
   /* The record first: once there is a child, nothing may fail any more. */
   pthread_mutex_lock(&ap_lock);
-  orphans_reap(16);
   child = child_new();
   pthread_mutex_unlock(&ap_lock);
   request->step = AP_STEP_SETUP;
@@ -357,6 +383,7 @@ int ap_port_rejoin(ap_port *port, int64_t token) {
       orphan_release(child);
       port_take(port, child);
       if (child->state != CHILD_STARTING) watch_exit(port, child);
+      result = child->state == CHILD_RUNNING;
     }
   }
   pthread_mutex_unlock(&ap_lock);
@@ -388,7 +415,6 @@ void ap_port_close(ap_port *port) {
     }
   }
   port_destroy(port);
-  orphans_reap(64);
   pthread_mutex_unlock(&ap_lock);
 }
 

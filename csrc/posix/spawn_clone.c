@@ -31,6 +31,17 @@
 #define SYS_close_range 436
 #endif
 
+/* Where there are two, the plain ones take ids of 16 bits (i386, 32-bit ARM). */
+#ifdef SYS_setgroups32
+#define SET_GROUPS SYS_setgroups32
+#define SET_GID SYS_setregid32
+#define SET_UID SYS_setreuid32
+#else
+#define SET_GROUPS SYS_setgroups
+#define SET_GID SYS_setregid
+#define SET_UID SYS_setreuid
+#endif
+
 /* ---- system calls without libc ------------------------------------------ */
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -215,7 +226,8 @@ CHILD_CODE static int ap_child_close_listed(const ap_plan *plan) {
   if (dir < 0) return 0;
   for (;;) {
     long size = CALL3(SYS_getdents64, dir, buffer, sizeof buffer);
-    if (size <= 0) break;
+    if (size < 0) return 0;
+    if (size == 0) break;
     for (long at = 0; at < size;) {
       const kernel_dirent *entry = (const void *)((const char *)buffer + at);
       long fd = 0;
@@ -284,15 +296,15 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
   }
   /* The raw calls, of this thread only: libc's would try to tell all threads. */
   if (plan->flags & AP_SETGROUPS) {
-    result = CALL2(SYS_setgroups, plan->group_count, plan->groups);
+    result = CALL2(SET_GROUPS, plan->group_count, plan->groups);
     if (result < 0) return result;
   }
   if (plan->flags & AP_SETGID) {
-    result = CALL2(SYS_setregid, plan->gid, plan->gid);
+    result = CALL2(SET_GID, plan->gid, plan->gid);
     if (result < 0) return result;
   }
   if (plan->flags & AP_SETUID) {
-    result = CALL2(SYS_setreuid, plan->uid, plan->uid);
+    result = CALL2(SET_UID, plan->uid, plan->uid);
     if (result < 0) return result;
   }
   if (plan->flags & AP_CLOSE_FDS) ap_child_close_fds(plan);
@@ -402,6 +414,15 @@ int clone_probe(const char **what) {
   *what = "malloc";
   if (!memory) return -ENOMEM;
   mark->seen = 0;
+
+  /* For the children of preexec_fn. */
+  *what = "pidfd_open";
+  int self = sys_pidfd_open(getpid());
+  if (self < 0) {
+    error = self;
+    goto finish;
+  }
+  close(self);
 
   *what = "clone(CLONE_VM | CLONE_PIDFD)";
   int pid = clone_at(ap_child_probe, mark, CLONE_VM | CLONE_EXTRA, &mask, &pidfd);

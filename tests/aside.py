@@ -1,0 +1,115 @@
+"""A Python process of its own for what would disturb the one that runs the tests: ignored
+signals, forks, seccomp filters, stolen exit statuses.
+
+The test says ``aside.run(code)``; the code finds this module's `run` and `aioproc` there,
+with the backend and the loop that the test was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+
+#: Seconds; a fuse.
+FUSE = 60
+
+PREAMBLE = """\
+import asyncio, errno, gc, logging, os, signal, sys, threading, time, warnings
+from aside import children, open_fds, run, settle
+import aioproc
+if {subject!r} == "thread":
+    from aioproc._backends import pure
+    pure._mechanism = "thread"
+if {subject!r} == "oracle":
+    import types
+    aioproc = types.SimpleNamespace(**vars(asyncio.subprocess), **{{
+        name: getattr(asyncio, name)
+        for name in ("create_subprocess_exec", "create_subprocess_shell")}})
+subject = {subject!r}
+#line
+"""
+
+
+class Aside(NamedTuple):
+    """Where the code is to run: "clone", "portable", "pure", "thread" (pure with its
+    polling thread), "oracle" (asyncio itself), or "" for aioproc's own choice."""
+
+    subject: str = ""
+    loop: str = "asyncio"
+
+    def environment(self) -> dict[str, str]:
+        names = ("AIOPROC_BACKEND", "AIOPROC_STRATEGY", "PYTHONPATH", "PYTHONWARNINGS")
+        env = {name: value for name, value in os.environ.items() if name not in names}
+        if self.subject in ("clone", "portable"):
+            env.update(AIOPROC_BACKEND="native", AIOPROC_STRATEGY=self.subject)
+        elif self.subject in ("pure", "thread"):
+            env["AIOPROC_BACKEND"] = "pure"
+        env["ASIDE_LOOP"] = self.loop
+        env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+        return env
+
+    def run(self, code: str, *args: object, flags: tuple[str, ...] = (), **env: str) -> str:
+        """Runs the code; returns what it prints. It must end well and be silent."""
+        done = subprocess.run(
+            [sys.executable, *flags, "-c", PREAMBLE.format(subject=self.subject) + code]
+            + [str(arg) for arg in args],
+            env={**self.environment(), **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FUSE,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
+        return done.stdout
+
+
+# -- for the code that runs aside
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """asyncio.run, on the loop that the test was given."""
+    if os.environ.get("ASIDE_LOOP") == "uvloop":
+        import uvloop
+
+        return uvloop.run(main)
+    return asyncio.run(main)
+
+
+def open_fds() -> dict[int, str]:
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass  # the one that lists
+    return fds
+
+
+def children() -> set[int]:
+    """Children of this process, zombies among them."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found.update(map(int, file.read().split()))
+        except FileNotFoundError:
+            pass  # the thread has ended
+    return found
+
+
+async def settle(condition: Any, seconds: float = 10) -> bool:
+    """Waits for the kernel, while the loop goes on."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not condition():
+        if loop.time() > end:
+            return False
+        await asyncio.sleep(0.001)
+    return True

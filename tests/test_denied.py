@@ -1,0 +1,109 @@
+"""What containers refuse: which backend is chosen then, and that it works."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+import seccomp
+from aside import Aside
+
+pytestmark = pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers for this machine")
+
+CHOICE = """
+import json, seccomp
+seccomp.deny(json.loads(sys.argv[1]))
+from aioproc import _backends
+report = _backends.report()
+
+async def main():
+    # All that a backend does: exit codes, pipes, signals, errors, descriptors, Popen's way.
+    process = await aioproc.create_subprocess_exec(
+        "/bin/sh", "-c", "cat; exit 7", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    assert await process.communicate(b"x" * 100000) == (b"x" * 100000, None)
+    assert process.returncode == 7
+    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+    process.terminate()
+    assert await process.wait() == -signal.SIGTERM
+    process.stdin.close()
+    try:
+        await aioproc.create_subprocess_exec("/nowhere/nothing")
+    except FileNotFoundError:
+        pass
+    else:
+        raise AssertionError("started what is not there")
+    process = await aioproc.create_subprocess_exec("true", preexec_fn=lambda: None)
+    assert await process.wait() == 0
+
+    extra = [os.open("/dev/null", os.O_RDONLY) for _ in range(100)]
+    passed = extra[50]
+    for fd in extra:
+        os.set_inheritable(fd, True)
+    process = await aioproc.create_subprocess_exec(
+        "/bin/sh", "-c",
+        "i=3; while [ $i -lt 200 ]; do [ -e /proc/self/fd/$i ] && echo $i; i=$((i + 1)); done",
+        pass_fds=[passed], stdout=aioproc.PIPE)
+    output, _ = await process.communicate()
+    seen = set(map(int, output.split()))
+    assert seen == {passed}, seen
+    for fd in extra:
+        os.close(fd)
+
+run(main())
+print(report["backend"], report["strategy"], sep=", ")
+print(report["not_used"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "choice", "reason"),
+    [
+        ({}, "native, clone", ""),
+        ({"clone3": errno.ENOSYS}, "native, clone", ""),
+        ({"close_range": errno.ENOSYS}, "native, clone", ""),
+        ({"close_range": errno.EPERM}, "native, clone", ""),
+        # No /proc to be read either.
+        ({"close_range": errno.ENOSYS, "getdents64": errno.EPERM}, "native, clone", ""),
+        (
+            {"clone(CLONE_PIDFD)": errno.EPERM, "clone3": errno.ENOSYS},
+            "native, portable",
+            "clone(CLONE_VM | CLONE_PIDFD): Operation not permitted",
+        ),
+        ({"pidfd_open": errno.EPERM}, "pure, Popen, thread", "pidfd_open: Operation not p"),
+        ({"pidfd_open": errno.ENOSYS}, "pure, Popen, thread", "pidfd_open: Function not impl"),
+        ({"pidfd_send_signal": errno.EPERM}, "pure, Popen, thread", "pidfd_send_signal: Oper"),
+        ({"waitid": errno.ENOSYS}, "pure, Popen, pidfd", "waitid(P_PIDFD): Function not impl"),
+    ],
+    ids=lambda value: ",".join(f"{n}-{errno.errorcode[e]}" for n, e in value.items())
+    if isinstance(value, dict)
+    else "",
+)
+def test_the_choice(
+    request: pytest.FixtureRequest, calls: dict[str, int], choice: str, reason: str
+) -> None:
+    if request.config.getoption("--no-native"):
+        pytest.skip("waived")
+    chosen, not_used = Aside().run(CHOICE, json.dumps(calls)).splitlines()
+    assert chosen == choice
+    assert reason in not_used
+
+
+FORCED = """
+import seccomp
+seccomp.deny({"pidfd_open": errno.EPERM})
+from aioproc import _backends
+try:
+    _backends.current()
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_forced_native_fails_loudly(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--no-native"):
+        pytest.skip("waived")
+    said = Aside().run(FORCED, AIOPROC_BACKEND="native")
+    assert "AIOPROC_BACKEND=native" in said
+    assert "pidfd_open: Operation not permitted" in said
