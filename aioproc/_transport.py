@@ -502,8 +502,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         try:
             return await waiter
         finally:
-            if not waiter.done() or waiter.cancelled():
-                self._exit_waiters.remove(waiter)
+            self._exit_waiters.remove(waiter)
 
     def _tell(self, method: Callable[..., Any], *args: Any) -> None:
         """Calls the protocol, whose errors are not ours."""
@@ -528,9 +527,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         if self._loop.get_debug():
             logger.info("%r exited with return code %r", self, child.returncode)
         self._returncode = child.returncode
-        waiters, self._exit_waiters = self._exit_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
+        for waiter in self._exit_waiters:
+            if not waiter.done():  # cancelled in this round of the loop
                 waiter.set_result(child.returncode)
         self._tell(self._protocol.process_exited)
         self._maybe_finish()
