@@ -11,7 +11,9 @@ import select
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from types import MethodType
 from typing import TYPE_CHECKING
 
 from .base import (
@@ -192,6 +194,17 @@ class PureChild:
             os.close(pidfd)
 
 
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        method = reference()
+        if method is not None:
+            method()
+
+    return call
+
+
 class _Orphans:
     """Children that no loop watches any more; looked at by every spawn."""
 
@@ -200,6 +213,10 @@ class _Orphans:
         self._lock = threading.Lock()
 
     def add(self, child: PureChild) -> None:
+        # Kept for its reaping alone: who waits for the exit must not be kept by it, or
+        # a Process whose loop was closed could never be dropped.
+        if isinstance(child.on_exit, MethodType):
+            child.on_exit = _weakly(child.on_exit)
         with self._lock:
             self._children.append(child)
 
