@@ -293,7 +293,8 @@ class Process(asyncio.subprocess.Process):
         if input is not None:
             self._input = input
             if not pipe.is_closing():
-                pipe.send(view.cast("B") if view.contiguous and len(view) else memoryview(bytes(view)))
+                flat = view.contiguous and view.nbytes
+                pipe.send(view.cast("B") if flat else memoryview(bytes(view)))
                 if self._loop.get_debug():
                     logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
         pipe.close()
