@@ -182,6 +182,7 @@ class Process(asyncio.subprocess.Process):
         self.pid = transport.get_pid()
         self._input: bytes | bytearray | memoryview | None = None
         self._communicating = False
+        self._fed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pid}>"
@@ -239,8 +240,8 @@ class Process(asyncio.subprocess.Process):
 
         It can be cancelled (by a timeout, say) and called again, and loses nothing: what
         has been read is kept for the next call or for stdout.read(), and the input goes
-        on where it was. Input is given once; the same again is taken as a repetition,
-        other input raises ValueError, as Popen's does.
+        on where it was. Input is given with the first call; the same again is taken as a
+        repetition, other input raises ValueError, as Popen's does.
 
         ValueError: input without stdin=PIPE. RuntimeError: somebody else is reading.
         """
@@ -251,7 +252,6 @@ class Process(asyncio.subprocess.Process):
             raise RuntimeError(
                 "communicate() called while another coroutine is already waiting for incoming data"
             )
-        self._feed(input)
         protocol = self._protocol
         readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
         started: list[StreamReader] = []
@@ -262,6 +262,7 @@ class Process(asyncio.subprocess.Process):
                 reader._check()
                 reader.start_collecting()
                 started.append(reader)
+            self._feed(input)
             await protocol.wait_all_done()
             for reader in readers:
                 reader._check()
@@ -276,24 +277,28 @@ class Process(asyncio.subprocess.Process):
         )
 
     def _feed(self, input: bytes | bytearray | memoryview | None) -> None:
-        if input is None:
-            if self.stdin is not None:
-                self.stdin.close()
-            return
-        if self.stdin is None:
-            raise ValueError("communicate() got input, but stdin is not a pipe")
-        view = memoryview(input)
-        if self._input is not None:
-            if self._input is not input and memoryview(self._input) != view:
+        if input is not None:
+            if self.stdin is None:
+                raise ValueError("communicate() got input, but stdin is not a pipe")
+            view = memoryview(input)
+        if self._fed:
+            if input is None or input is self._input:
+                return
+            if memoryview(b"" if self._input is None else self._input) != view:
                 raise ValueError("Cannot send input after starting communication")
             return
-        self._input = input
+        self._fed = True
+        if self.stdin is None:
+            return
         pipe: WritePipeTransport = self.stdin.transport
-        if not pipe.is_closing():
-            pipe.send(view.cast("B") if view.contiguous and len(view) else memoryview(bytes(view)))
-            pipe.close()
-            if self._loop.get_debug():
-                logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
+        if input is not None:
+            self._input = input
+            if not pipe.is_closing():
+                flat = view.contiguous and view.nbytes
+                pipe.send(view.cast("B") if flat else memoryview(bytes(view)))
+                if self._loop.get_debug():
+                    logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
+        pipe.close()
 
     # -- the context manager
 

@@ -276,7 +276,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
                 return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
-            raise TypeError(f"data argument must be a bytes-like object, not {kind}")
+            raise TypeError(f"data must be bytes, bytearray or memoryview, not {kind}")
         view = memoryview(data)
         if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
             view = view.cast("B") if view.contiguous else memoryview(bytes(view))
@@ -530,8 +530,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         try:
             return await waiter
         finally:
-            if not waiter.done() or waiter.cancelled():
-                self._exit_waiters.remove(waiter)
+            self._exit_waiters.remove(waiter)
 
     def _tell(self, method: Callable[..., Any], *args: Any) -> None:
         """Calls the protocol, whose errors are not ours."""
@@ -559,9 +558,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         if self._loop.get_debug():
             logger.info("%r exited with return code %r", self, child.returncode)
         self._returncode = child.returncode
-        waiters, self._exit_waiters = self._exit_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
+        for waiter in self._exit_waiters:
+            if not waiter.done():  # cancelled in this round of the loop
                 waiter.set_result(child.returncode)
         self._tell(self._protocol.process_exited)
         self._maybe_finish()

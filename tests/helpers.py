@@ -1,0 +1,75 @@
+"""What several test files need and conftest.py has no room for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import aioproc
+from aioproc import _backends
+
+TESTS = Path(__file__).parent
+
+_PROLOGUE = """
+import asyncio, errno, os, resource, signal, subprocess, sys
+from conftest import children, open_fds, reap_orphans, run, settle
+import aioproc, seccomp
+PIPE, DEVNULL, STDOUT = aioproc.PIPE, aioproc.DEVNULL, aioproc.STDOUT
+if {uvloop}:
+    from uvloop import new_event_loop
+else:
+    new_event_loop = asyncio.SelectorEventLoop
+"""
+
+
+def on_uvloop() -> bool:
+    return type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+
+
+async def script(code: str, *args: str, **options: Any) -> str:
+    """Runs code in a process of its own, with the backend and the kind of loop of this
+    test, for what would spoil this process: limits, filters, closed descriptors. It has
+    `aioproc`, `seccomp`, `run`, `new_event_loop` and the guards of conftest. Its exit
+    code must be 0; returns what it printed.
+    """
+    backend = _backends.current()
+    env = dict(os.environ, PYTHONPATH=f"{TESTS.parent}{os.pathsep}{TESTS}")
+    env["AIOPROC_BACKEND"] = backend.name
+    env["AIOPROC_STRATEGY"] = backend.strategy if backend.name == "native" else ""
+    source = _PROLOGUE.format(uvloop=on_uvloop()) + textwrap.dedent(code)
+    process = await aioproc.create_subprocess_exec(
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        source,
+        *args,
+        stdout=aioproc.PIPE,
+        stderr=aioproc.PIPE,
+        env=env,
+        **options,
+    )
+    stdout, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()
+    return stdout.decode()
+
+
+async def readable(fd: int) -> None:
+    """Returns when there is something to read."""
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def tell() -> None:
+        loop.remove_reader(fd)
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, tell)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
