@@ -510,7 +510,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             else:
                 pipe.close()
         child = self._child
-        if child is not None and child.poll() is None:
+        # Without asking it first: at interpreter exit os.wait4 works no more.
+        if child is not None and child.returncode is None:
             if self._loop.get_debug():
                 logger.warning("Close running child process: kill %r", self)
             try:

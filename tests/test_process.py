@@ -11,9 +11,9 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import python, run, settle
 
 from aioproc import _process
+from conftest import python, run, settle
 
 pytestmark = pytest.mark.asyncio
 

@@ -10,10 +10,10 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import python
 
 import aioproc as package
 from aioproc._streams import PAUSE_AT
+from conftest import python
 
 pytestmark = pytest.mark.asyncio
 
