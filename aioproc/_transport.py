@@ -276,7 +276,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
                 return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
-            raise TypeError(f"data must be bytes, bytearray or memoryview, not {kind}")
+            raise TypeError(f"data argument must be a bytes-like object, not {kind}")
         view = memoryview(data)
         if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
             view = view.cast("B") if view.contiguous else memoryview(bytes(view))
