@@ -76,9 +76,11 @@ print(report["not_used"])
         ({"pidfd_send_signal": errno.EPERM}, "pure, Popen, thread", "pidfd_send_signal: Oper"),
         ({"waitid": errno.ENOSYS}, "pure, Popen, pidfd", "waitid(P_PIDFD): Function not impl"),
     ],
-    ids=lambda value: ",".join(f"{n}-{errno.errorcode[e]}" for n, e in value.items())
-    if isinstance(value, dict)
-    else "",
+    ids=lambda value: (
+        ",".join(f"{n}-{errno.errorcode[e]}" for n, e in value.items())
+        if isinstance(value, dict)
+        else ""
+    ),
 )
 def test_the_choice(
     request: pytest.FixtureRequest, calls: dict[str, int], choice: str, reason: str

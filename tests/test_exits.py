@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from aside import Aside, children, settle
 from aioproc import UNKNOWN_EXIT
+from aside import Aside, children, settle
 from conftest import python
 
 asynchronous = pytest.mark.asyncio
