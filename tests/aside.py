@@ -28,10 +28,7 @@ if {subject!r} == "thread":
     from aioproc._backends import pure
     pure._mechanism = "thread"
 if {subject!r} == "oracle":
-    import types
-    aioproc = types.SimpleNamespace(**vars(asyncio.subprocess), **{{
-        name: getattr(asyncio, name)
-        for name in ("create_subprocess_exec", "create_subprocess_shell")}})
+    aioproc = asyncio.subprocess
 subject = {subject!r}
 #line
 """

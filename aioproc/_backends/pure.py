@@ -169,6 +169,8 @@ class PureChild:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         except ChildProcessError:
             return self._lost()
+        except ImportError:
+            return False  # wait4 wants a module, and the interpreter is ending
         if pid == 0:
             return False
         self.rusage = ResourceUsage(

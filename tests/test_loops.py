@@ -1,0 +1,370 @@
+"""Loops one after another, several at once, loops that end while a child lives."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from aside import Aside, children, open_fds, settle
+from conftest import Loop, loops, reap_orphans, run
+from conftest import settle as settle_now
+
+Factory = Callable[[], Loop]
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """What is warned of, and what goes wrong where nobody can catch it."""
+    notes: list[str] = []
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: notes.append(f"traceback: {unraisable.exc_value!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, category, *rest: notes.append(category.__name__)
+            yield notes
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def test_300_loops_in_a_row(aioproc: Any, new_loop: Factory) -> None:
+    async def main() -> None:
+        process = await aioproc.create_subprocess_exec("true")
+        assert await process.wait() == 0
+
+    run(new_loop, main())
+    fds, threads = len(open_fds()), threading.active_count()
+    for _ in range(300):
+        run(new_loop, main())
+    assert len(open_fds()) == fds
+    assert threading.active_count() == threads
+
+
+def test_300_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory) -> None:
+    async def main() -> None:
+        await aioproc.create_subprocess_exec("sleep", "60", stdout=aioproc.PIPE)
+
+    fds, threads = len(open_fds()), threading.active_count()
+    with noted() as notes:
+        for i in range(300):
+            run(new_loop, main())
+            if i % 50 == 49:
+                gc.collect()
+                assert settle_now(lambda: reap_orphans() or len(open_fds()) <= fds)  # type: ignore[func-returns-value]
+    # One each, for a transport that nobody closed.
+    assert set(notes) == {"ResourceWarning"}
+    assert len(notes) <= 300
+    assert threading.active_count() == threads
+    # The guard of conftest.py sees that every child is gone.
+
+
+def close(loop: Loop) -> None:
+    """As hasty programs do."""
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.mark.parametrize("hastily", [True, False], ids=["hastily", "properly"])
+def test_a_child_outlives_its_loop(aioproc: Any, new_loop: Factory, hastily: bool) -> None:
+    async def main() -> Any:
+        return await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+
+    if hastily:
+        loop = new_loop()
+        process = loop.run_until_complete(main())
+        close(loop)
+    else:
+        process = run(new_loop, main())
+    assert process.returncode is None
+    process.send_signal(0)
+    process.terminate()
+    assert settle_now(lambda: process.returncode is not None)
+    assert process.returncode == -signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        process.kill()
+    assert process.pid not in children()
+    with noted() as notes:
+        process = None
+    assert notes in ([], ["ResourceWarning"])
+
+
+@pytest.mark.parametrize("hastily", [True, False], ids=["hastily", "properly"])
+def test_a_live_process_is_dropped_after_its_loop(
+    aioproc: Any, new_loop: Factory, hastily: bool
+) -> None:
+    async def main() -> Any:
+        return await aioproc.create_subprocess_exec(
+            "cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
+        )
+
+    async def other() -> None:
+        process = await aioproc.create_subprocess_exec("true")
+        assert await process.wait() == 0
+
+    with noted() as notes:
+        if hastily:
+            loop = new_loop()
+            process = loop.run_until_complete(main())
+            close(loop)
+            del loop
+        else:
+            process = run(new_loop, main())
+        del process
+        run(new_loop, other())  # finds the closed loop and lets go of what it had
+    assert notes == ["ResourceWarning"]
+
+
+def test_another_loop_reaps_what_one_left(aioproc: Any, new_loop: Factory) -> None:
+    """Who still holds the process is told how it ended."""
+
+    async def leave() -> list[Any]:
+        return [
+            await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE) for _ in range(100)
+        ]
+
+    async def other() -> None:
+        for _ in range(10):
+            process = await aioproc.create_subprocess_exec("true")
+            assert await process.wait() == 0
+
+    left: Any = run(new_loop, leave())
+    for process in left:
+        process.terminate()
+    assert settle_now(lambda: run(new_loop, other()) or not {p.pid for p in left} & children())
+    assert {process.returncode for process in left} == {-signal.SIGTERM}
+    with noted():
+        left = process = None
+
+
+def test_generators_are_shut_down_in_the_middle(aioproc: Any, new_loop: Factory) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        early = await aioproc.create_subprocess_exec(
+            "/bin/sh", "-c", "cat; exit 7", stdin=aioproc.PIPE, stdout=aioproc.PIPE
+        )
+        ended = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        waiting = [loop.create_task(process.wait()) for process in (early, ended)]
+        starting = loop.create_task(aioproc.create_subprocess_exec("true"))
+        failing = loop.create_task(aioproc.create_subprocess_exec("/dev/null"))
+        await asyncio.sleep(0)
+        await loop.shutdown_asyncgens()
+        # One ends while nobody watches it, and its status is taken by the next spawn.
+        ended.terminate()
+        end = time.monotonic() + 10
+        while time.monotonic() < end and ended.returncode is None and ended.pid in children():
+            late = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+            assert late.returncode is None
+            late.stdin.close()
+            assert await late.wait() == 0
+        assert await (await starting).wait() == 0
+        with pytest.raises(PermissionError):
+            await failing
+        assert await waiting[1] == -signal.SIGTERM
+        ended.stdin.close()
+        assert not waiting[0].done()
+        assert await early.communicate(b"x") == (b"x", None)
+        assert await waiting[0] == 7
+        await loop.shutdown_asyncgens()  # a second time: there is no guard any more
+        late = await aioproc.create_subprocess_exec("true")
+        assert await late.wait() == 0
+
+    async def other() -> None:
+        await (await aioproc.create_subprocess_exec("true")).wait()
+
+    run(new_loop, asyncio.wait_for(main(), 30))
+    run(new_loop, other())  # without a guard the port is closed by the next spawn
+
+
+def test_several_loops_in_several_threads(request: pytest.FixtureRequest, aioproc: Any) -> None:
+    kinds = list(loops(request.config).values())
+    codes: list[int] = []
+
+    async def one(i: int) -> int:
+        process = await aioproc.create_subprocess_exec(
+            "/bin/sh", "-c", f"cat; exit {i}", stdin=aioproc.PIPE, stdout=aioproc.PIPE
+        )
+        output, _ = await process.communicate(b"%d" % i)
+        assert output == b"%d" % i
+        return process.returncode  # type: ignore[no-any-return]
+
+    async def main() -> list[int]:
+        found = []
+        for start in range(0, 50, 10):
+            found += await asyncio.gather(*map(one, range(start, start + 10)))
+        return found
+
+    threads = [
+        threading.Thread(target=lambda n=n: codes.extend(run(kinds[n % len(kinds)], main())))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == sorted([*range(50)] * 4)
+
+
+def test_a_thread_ends_while_its_child_lives(aioproc: Any, new_loop: Factory) -> None:
+    left: list[Any] = []
+
+    async def main() -> None:
+        left.append(await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE))
+
+    thread = threading.Thread(target=lambda: run(new_loop, main()))
+    thread.start()
+    thread.join()
+    assert left[0].returncode is None
+    left[0].terminate()
+    assert settle_now(lambda: left[0].returncode is not None)
+    assert left[0].returncode == -signal.SIGTERM
+    with noted():
+        left.clear()
+
+
+def test_debug_mode(aioproc: Any, new_loop: Factory) -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_debug(True)
+        process = await aioproc.create_subprocess_exec(
+            "cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE
+        )
+        assert await process.communicate(b"x" * 300_000) == (b"x" * 300_000, None)
+        process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        process.kill()
+        assert await process.wait() == -signal.SIGKILL
+        process.stdin.close()
+        with pytest.raises(FileNotFoundError):
+            await aioproc.create_subprocess_exec("/nowhere/nothing")
+
+    run(new_loop, main())
+
+
+def test_from_callbacks(aioproc: Any, new_loop: Factory) -> None:
+    async def one(done: asyncio.Future[int]) -> None:
+        process = await aioproc.create_subprocess_exec("/bin/sh", "-c", "exit 7")
+        done.set_result(await process.wait())
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        tasks: list[Any] = []
+        done = [loop.create_future() for _ in range(3)]
+        loop.call_soon(lambda: tasks.append(loop.create_task(one(done[0]))))
+        loop.call_later(0.001, lambda: tasks.append(loop.create_task(one(done[1]))))
+        thread = threading.Thread(
+            target=loop.call_soon_threadsafe,
+            args=(lambda: tasks.append(loop.create_task(one(done[2]))),),
+        )
+        thread.start()
+        assert await asyncio.gather(*done) == [7, 7, 7]
+        await asyncio.gather(*tasks)
+        thread.join()
+
+    run(new_loop, main())
+
+
+def test_an_idle_loop_holds_nothing(
+    aioproc: Any, new_loop: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioproc._backends.residents.LINGER", 0.01)
+
+    async def main() -> None:
+        fds = set(open_fds())
+        for _ in range(2):
+            process = await aioproc.create_subprocess_exec("true")
+            assert await process.wait() == 0
+            assert await settle(lambda: set(open_fds()) == fds)
+
+    run(new_loop, main())
+
+
+# -- what is not touched, in a process of its own
+
+UNTOUCHED = """
+def refuse(*args, **kwds):
+    raise AssertionError("touched")
+for where in (asyncio, asyncio.events, asyncio.unix_events):
+    for name in ("get_child_watcher", "set_child_watcher"):
+        if name in vars(where):
+            setattr(where, name, refuse)
+async def main():
+    # asyncio.run and uvloop have set what they want by now.
+    signal.signal = signal.set_wakeup_fd = refuse
+    asyncio.get_event_loop_policy = asyncio.set_event_loop_policy = refuse
+    asyncio.events.get_event_loop_policy = asyncio.events.set_event_loop_policy = refuse
+    process = await aioproc.create_subprocess_shell(
+        "cat; exit 7", stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE)
+    assert await process.communicate(b"x") == (b"x", b"")
+    async with await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE) as process:
+        pass
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    signal.signal, signal.set_wakeup_fd = keep
+    asyncio.get_event_loop_policy, asyncio.set_event_loop_policy = policy
+    asyncio.events.get_event_loop_policy, asyncio.events.set_event_loop_policy = policy
+keep = signal.signal, signal.set_wakeup_fd
+names = ("get_event_loop_policy", "set_event_loop_policy")
+policy = [vars(asyncio.events)[name] for name in names]
+run(main())
+"""
+
+
+def test_no_signal_handler_no_watcher_no_policy(aside: Aside) -> None:
+    flags = ("-W", "error") if sys.version_info < (3, 14) else ()
+    aside.run(UNTOUCHED, flags=flags)
+
+
+STRICT = """
+async def main():
+    process = await aioproc.create_subprocess_shell(
+        "cat; exit 7", stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE)
+    assert await process.communicate(b"x") == (b"x", b"")
+    async with await aioproc.create_subprocess_exec("yes", stdout=aioproc.PIPE) as process:
+        assert await process.stdout.readline() == b"y\\n"
+    try:
+        await aioproc.create_subprocess_exec("/nowhere/nothing", stdout=aioproc.PIPE)
+    except FileNotFoundError:
+        pass
+run(main())
+run(main())
+del main
+gc.collect()
+"""
+
+
+def test_development_mode_is_silent(aside: Aside) -> None:
+    aside.run(STRICT, flags=("-X", "dev", "-W", "error"))
+
+
+# -- the end of the interpreter
+
+LEAVE = """
+kept = []
+async def main():
+    kept.append(await aioproc.create_subprocess_exec(
+        "cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE))
+    print(kept[0].pid)
+run(main())
+"""
+
+
+def test_the_interpreter_ends_while_a_child_lives(aside: Aside) -> None:
+    """cat ends with its stdin; nothing is said, nothing hangs."""
+    pid = int(aside.run(LEAVE))
+    assert settle_now(lambda: not is_alive(pid))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

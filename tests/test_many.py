@@ -1,0 +1,155 @@
+"""Many children: alive at once, in a row, made by many threads at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from aside import children, open_fds
+from conftest import python, run
+
+asynchronous = pytest.mark.asyncio
+
+
+@contextmanager
+def room_for(fds: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < fds:
+        pytest.skip(f"no more than {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, fds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def alive_at_once(aioproc: Any, count: int) -> None:
+    # All end when nobody can write to this any more.
+    reader, writer = os.pipe()
+    before, fds, threads = children(), len(open_fds()), threading.active_count()
+    processes = []
+    for _ in range(0, count, 50):
+        processes += await asyncio.gather(
+            *(aioproc.create_subprocess_exec("cat", stdin=reader) for _ in range(50))
+        )
+    assert len({process.pid for process in processes}) == count
+    assert len(children() - before) == count
+    assert threading.active_count() == threads
+    # A pidfd each; the port has an epoll and a timer descriptor.
+    assert len(open_fds()) - fds <= count + 2
+    os.close(reader)
+    os.close(writer)
+    assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * count
+    assert children() == before
+    assert len(open_fds()) <= fds  # the pipe went, the port is here
+
+
+@asynchronous
+async def test_200_at_once(aioproc: Any) -> None:
+    with room_for(400):
+        await alive_at_once(aioproc, 200)
+
+
+@asynchronous
+@pytest.mark.heavy
+async def test_2000_at_once(aioproc: Any) -> None:
+    with room_for(3000):
+        await alive_at_once(aioproc, 2000)
+
+
+@asynchronous
+async def test_pipes_cost_one_descriptor_each(aioproc: Any) -> None:
+    await (await aioproc.create_subprocess_exec("true")).wait()
+    fds = len(open_fds())
+    processes = [
+        await aioproc.create_subprocess_exec(
+            "cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
+        )
+        for _ in range(20)
+    ]
+    assert len(open_fds()) == fds + 4 * 20
+    for process in processes:
+        await process.communicate()
+    assert len(open_fds()) == fds
+
+
+async def in_a_row(aioproc: Any, count: int, at_once: int) -> None:
+    async def one(i: int) -> None:
+        process = await aioproc.create_subprocess_exec(
+            "/bin/sh", "-c", f"echo {i}; exit {i % 256}", stdout=aioproc.PIPE
+        )
+        assert await process.communicate() == (b"%d\n" % i, None)
+        assert process.returncode == i % 256
+
+    for start in range(0, count, at_once):
+        await asyncio.gather(*(one(i) for i in range(start, min(start + at_once, count))))
+
+
+@asynchronous
+async def test_300_in_a_row(aioproc: Any) -> None:
+    await in_a_row(aioproc, 300, 16)
+
+
+@asynchronous
+@pytest.mark.heavy
+@pytest.mark.parametrize("at_once", [1, 16])
+async def test_10000_in_a_row_under_load(aioproc: Any, at_once: int) -> None:
+    load = subprocess.Popen(python("while True: pass"))
+    try:
+        await in_a_row(aioproc, 10_000, at_once)
+    finally:
+        load.kill()
+        load.wait()
+
+
+def test_50_threads_at_once(aioproc: Any) -> None:
+    """No child sees a pipe that is another's."""
+    start = threading.Barrier(50)
+    inheritable = {fd for fd in open_fds() if os.get_inheritable(fd)}
+    seen: list[tuple[int, bytes]] = []
+    errors: list[BaseException] = []
+
+    async def main(n: int) -> None:
+        # close_fds=False: what is not to be inherited must have been closed by its flag.
+        process = await aioproc.create_subprocess_exec(
+            "/bin/ls",
+            "-l",
+            "/proc/self/fd",
+            stdin=aioproc.PIPE,
+            stdout=aioproc.PIPE,
+            stderr=aioproc.PIPE,
+            close_fds=n % 2 == 0,
+        )
+        output, _ = await process.communicate()
+        seen.append((n, output))
+
+    def thread(n: int) -> None:
+        try:
+            start.wait(30)
+            run(asyncio.SelectorEventLoop, main(n))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=thread, args=(n,)) for n in range(50)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not errors
+    assert len(seen) == 50
+    owners: dict[bytes, int] = {}
+    for n, output in seen:
+        links = dict(line.split()[-3::2] for line in output.splitlines()[1:])
+        # 3 is the directory that is being listed.
+        expected = {0, 1, 2, 3} | (inheritable if n % 2 else set())
+        assert set(map(int, links)) <= expected, output.decode()
+        for fd in (b"0", b"1", b"2"):
+            assert owners.setdefault(links[fd], n) == n
