@@ -20,6 +20,7 @@ from .base import (
     ResourceUsage,
     WriteEnd,
     generation,
+    peek,
     warn_unknown_exit,
 )
 from .pipes import Stdio, open_stdio
@@ -116,6 +117,12 @@ class PureChild:
         if self.reap():
             self.tell()
         return self.returncode
+
+    def peek(self) -> int | None:
+        with self._lock:
+            if self.returncode is None and self._generation == generation.number:
+                return peek(self.pid)
+            return self.returncode
 
     def expect_exit(self) -> None:
         if self._watch is not None:
