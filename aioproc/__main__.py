@@ -124,11 +124,13 @@ def _exec(arguments: list[str], as_module: bool, limit: int | None) -> None:
     install(limit=limit)
     target = arguments[0]
     sys.argv[:] = arguments
+    # Ours is the working directory's place, unless python -P or -I was asked for.
+    safe_path = sys.flags.isolated or getattr(sys.flags, "safe_path", False)
+    if not safe_path:
+        sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target))
     if as_module:
-        sys.path[0] = os.getcwd()
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = os.path.dirname(os.path.realpath(target))
         runpy.run_path(target, run_name="__main__")
 
 

@@ -107,14 +107,41 @@ async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
     return await _spawn_once(spec, loop)
 
 
+def _described(spec: SpawnSpec) -> tuple[str, StrOrBytesPath]:
+    """What is about to happen, and the program's name, in asyncio's words."""
+    if isinstance(spec.user_args, (str, bytes)):
+        return f"run shell command {spec.user_args!r}", spec.user_args
+    program: StrOrBytesPath = spec.user_args[0]
+    return f"execute program {program!r}", program
+
+
+def _streams_described(spec: SpawnSpec) -> str:
+    stdin, stdout, stderr = (
+        None if source is None else "<pipe>" if source == PIPE else str(source)
+        for source in spec.stdio
+    )
+    text = "" if stdin is None else f" stdin={stdin}"
+    if spec.stderr_to_stdout:
+        return text + (" stderr=<stdout>" if stdout is None else f" stdout=stderr={stdout}")
+    text += "" if stdout is None else f" stdout={stdout}"
+    return text + ("" if stderr is None else f" stderr={stderr}")
+
+
 async def _open(
     spec: SpawnSpec, protocol: asyncio.SubprocessProtocol, loop: asyncio.AbstractEventLoop
 ) -> SubprocessTransport:
+    debug = loop.get_debug()
+    if debug:
+        # Not the arguments: they may hold secrets, and be long.
+        what, program = _described(spec)
+        logger.debug("%s%s", what, _streams_described(spec))
     child = await _spawn(spec, loop)
     transport = SubprocessTransport(loop, protocol, child, spec)
-    if loop.get_debug():
-        logger.debug("process %r created: pid %s", spec.args[0], child.pid)
+    if debug:
+        logger.debug("process %r created: pid %s", program, child.pid)
     transport.start()
+    if debug:
+        logger.info("%s: %r", what, transport)
     return transport
 
 

@@ -41,12 +41,39 @@ _replacements: dict[Name, Any] = {}
 _limit: int | None = ASYNCIO_LIMIT
 
 
-class _InstalledProtocol(StreamProtocol):
-    """What asyncio's functions make while we are installed, with their limit."""
+class _InPlaceOfAsyncios(type):
+    """asyncio's own objects, made before install(), are instances of what stands in the
+    place of their class."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return cls.__subclasscheck__(type(instance))
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        if cls is _InstalledProcess:
+            return issubclass(subclass, _Process)
+        if cls is _InstalledProtocol:
+            return issubclass(subclass, _SubprocessStreamProtocol)
+        return super().__subclasscheck__(subclass)
+
+
+_Process: type = asyncio.subprocess.Process
+_SubprocessStreamProtocol: type = asyncio.subprocess.SubprocessStreamProtocol
+
+
+class _InstalledProcess(Process, metaclass=_InPlaceOfAsyncios):
+    """What asyncio's functions make while we are installed."""
+
+
+class _InstalledProtocol(StreamProtocol, metaclass=_InPlaceOfAsyncios):
+    """The same, with asyncio's limit."""
 
     def __init__(self, limit: int | None, loop: asyncio.AbstractEventLoop) -> None:
         # asyncio's functions pass their default like a limit that was asked for.
         super().__init__(_limit if limit == ASYNCIO_LIMIT else limit, loop)
+
+
+_InstalledProcess.__name__ = "Process"
+_InstalledProtocol.__name__ = "SubprocessStreamProtocol"
 
 
 async def _loop_subprocess_exec(
@@ -79,7 +106,7 @@ def _loop_classes() -> list[type]:
 
 def _wanted() -> dict[Name, Any]:
     names: dict[Name, Any] = {
-        (asyncio.subprocess, "Process"): Process,
+        (asyncio.subprocess, "Process"): _InstalledProcess,
         (asyncio.subprocess, "SubprocessStreamProtocol"): _InstalledProtocol,
     }
     for loop_class in _loop_classes():

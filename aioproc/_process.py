@@ -15,8 +15,12 @@ from ._transport import SubprocessTransport, WritePipeTransport, logger
 GRACE = 5.0
 
 
-class StreamProtocol(asyncio.SubprocessProtocol):
-    """Joins a SubprocessTransport to the streams of a Process."""
+class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Joins a SubprocessTransport to the streams of a Process.
+
+    asyncio's class is the base for ``isinstance`` only. Names that code in the wild reads
+    or derived classes use are asyncio's: _paused, _limit, _transport, _process_exited.
+    """
 
     def __init__(self, limit: int | None, loop: asyncio.AbstractEventLoop) -> None:
         if limit is not None and limit <= 0:
@@ -27,18 +31,23 @@ class StreamProtocol(asyncio.SubprocessProtocol):
         self.stdout: StreamReader | None = None
         self.stderr: StreamReader | None = None
         self._transport: SubprocessTransport | None = None
-        self._exited = False
+        self._process_exited = False
         self._readers_open = 0
         self._stdin_open = False
         self._stdin_error: Exception | None = None
-        self._writing_paused = False
+        self._paused = False
         self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
         self._close_waiters: list[asyncio.Future[None]] = []
         #: Resolved when all pipes have ended and the child has exited.
         self._all_done: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._transport!r}>"
+        info = [type(self).__name__]
+        for name in ("stdin", "stdout", "stderr"):
+            stream = getattr(self, name)
+            if stream is not None:
+                info.append(f"{name}={stream!r}")
+        return f"<{' '.join(info)}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, SubprocessTransport)
@@ -58,7 +67,7 @@ class StreamProtocol(asyncio.SubprocessProtocol):
             self.stdin = StreamWriter(stdin, self, None, self._loop)
             self._stdin_open = True
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
+    def pipe_data_received(self, fd: int, data: Any) -> None:
         reader = self.stdout if fd == 1 else self.stderr
         if reader is not None:
             reader.feed_data(data)
@@ -77,11 +86,14 @@ class StreamProtocol(asyncio.SubprocessProtocol):
         self._progress()
 
     def process_exited(self) -> None:
-        self._exited = True
+        self._process_exited = True
         self._progress()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        pass
+
     def _progress(self) -> None:
-        if not self._exited or self._readers_open:
+        if not self._process_exited or self._readers_open:
             return
         transport, self._transport = self._transport, None
         if transport is not None:
@@ -92,7 +104,7 @@ class StreamProtocol(asyncio.SubprocessProtocol):
 
     async def wait_all_done(self) -> None:
         """Returns when all pipes have ended and the child has exited."""
-        if self._exited and not self._readers_open and not self._stdin_open:
+        if self._process_exited and not self._readers_open and not self._stdin_open:
             return
         self._all_done = self._loop.create_future()
         try:
@@ -113,10 +125,10 @@ class StreamProtocol(asyncio.SubprocessProtocol):
                     waiter.set_exception(exc)
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self._paused = True
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
+        self._paused = False
         for waiter in self._drain_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -124,7 +136,7 @@ class StreamProtocol(asyncio.SubprocessProtocol):
     async def _drain_helper(self) -> None:
         if not self._stdin_open:
             raise ConnectionResetError("Connection lost")
-        if not self._writing_paused:
+        if not self._paused:
             return
         waiter = self._loop.create_future()
         self._drain_waiters.append(waiter)
@@ -259,6 +271,8 @@ class Process(asyncio.subprocess.Process):
         self._communicating = True
         try:
             for reader in readers:
+                if self._loop.get_debug():
+                    logger.debug("%r communicate: read %r", self, reader)
                 reader._check()
                 reader.start_collecting()
                 started.append(reader)

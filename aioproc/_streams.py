@@ -22,6 +22,20 @@ from ._transport import ReadPipeTransport, WritePipeTransport
 PAUSE_AT = 128 * 1024
 
 
+class _Buffer(bytearray):
+    """A copy of what a reader holds. What is taken out of it is taken out of the reader."""
+
+    reader: StreamReader
+
+    def clear(self) -> None:
+        super().clear()
+        self.reader._buffer = b""
+
+    def __delitem__(self, index: Any) -> None:
+        super().__delitem__(index)
+        self.reader._buffer = self
+
+
 class StreamReader(asyncio.StreamReader):
     """A child's stdout or stderr.
 
@@ -335,6 +349,21 @@ class StreamReader(asyncio.StreamReader):
         if not line:
             raise StopAsyncIteration
         return line
+
+    # -- asyncio's bytearray, which code in the wild decodes and clears
+
+    @property
+    def _buffer(self) -> _Buffer:
+        buffer = _Buffer(b"".join(self._pieces))
+        buffer.reader = self
+        return buffer
+
+    @_buffer.setter
+    def _buffer(self, data: Any) -> None:
+        self._pieces = collections.deque([bytes(data)] if data else [])
+        self._size = len(data)
+        self._lines = self._searched = 0
+        self._maybe_resume()
 
     # -- for Process.communicate
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd
+from ._extra import PipeFile, Popen
 from ._spec import SpawnSpec
 
 # asyncio's own, since users configure and read that one for these messages.
@@ -69,15 +70,31 @@ class _PipeTransport(asyncio.BaseTransport):
         self._end = end
         self._closing = False
         self._lost = False
+        self._file: PipeFile | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._lost else "closing" if self._closing else "open"
-        return f"<{type(self).__name__} {state} fd={self._end.fileno()}>"
+        info = [type(self).__name__]
+        if self._lost:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        if self._end.fileno() >= 0:
+            info.append(f"fd={self._end.fileno()}")
+        if not self._lost:
+            info += self._activity()
+        return f"<{' '.join(info)}>"
+
+    def _activity(self) -> list[str]:
+        """What the pipe is doing just now, for repr()."""
+        raise NotImplementedError
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """ "pipe": an object with fileno(); "subprocess": as the process's."""
         if name == "pipe":
-            return self._end
+            if self._file is None:
+                mode = "wb" if self._fd == 0 else "rb"
+                self._file = PipeFile(self._end, mode, self.close)
+            return self._file
         return self._owner.get_extra_info(name, default)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
@@ -88,6 +105,9 @@ class _PipeTransport(asyncio.BaseTransport):
 
     def is_closing(self) -> bool:
         return self._closing
+
+    def close(self) -> None:
+        raise NotImplementedError
 
     def _lose(self, exc: Exception | None) -> None:
         """The end, told to the process once."""
@@ -128,6 +148,9 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def start(self) -> None:
         if not self._paused and not self._closing:
             self._end.watch(self._ready)
+
+    def _activity(self) -> list[str]:
+        return ["polling" if self.is_reading() else "idle"]
 
     def is_reading(self) -> bool:
         return not self._paused and not self._closing
@@ -225,6 +248,9 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
     def _watch_reader(self) -> None:
         if not self._closing:
             self._end.watch_reader(self._reader_gone)
+
+    def _activity(self) -> list[str]:
+        return ["polling" if self._buffer else "idle", f"bufsize={self._size}"]
 
     # -- asyncio.WriteTransport
 
@@ -417,6 +443,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._pipes_open = len(self._pipes)
         # They are ours now. The room may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = None
+        self._popen: Popen | None = None
 
     def start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""
@@ -455,8 +482,27 @@ class SubprocessTransport(asyncio.SubprocessTransport):
     # -- asyncio.SubprocessTransport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """ "subprocess": an object with pid, returncode, poll() and send_signal()."""
-        return self._child if name == "subprocess" else default
+        """ "subprocess": the child as a subprocess.Popen."""
+        return self._proc if name == "subprocess" else default
+
+    @property
+    def _proc(self) -> Popen:
+        # asyncio's name for it, which others know.
+        if self._popen is None:
+            assert self._child is not None
+            files = [
+                None if pipe is None else pipe.get_extra_info("pipe")
+                for pipe in map(self._pipes.get, (0, 1, 2))
+            ]
+            self._popen = Popen(self._child, self._look, self._spec.user_args, *files)
+        return self._popen
+
+    def _look(self) -> int | None:
+        """The returncode if the child has ended, though the loop may not know yet."""
+        child = self._child
+        assert child is not None
+        # Nobody but us reaps it when the loop has closed.
+        return child.poll() if self._loop.is_closed() else child.peek()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol

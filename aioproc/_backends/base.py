@@ -130,6 +130,10 @@ class Child(Protocol):
         """The returncode; looks for an exit that no loop will notice any more. From any
         thread; calls nobody."""
 
+    def peek(self) -> int | None:
+        """The returncode of a child that has ended, be it noticed or not; leaves the
+        noticing to the loop. From any thread."""
+
     def expect_exit(self) -> None:
         """A pipe has reached its end: the exit is likely near."""
 
@@ -166,6 +170,17 @@ def spawn_error(spec: SpawnSpec, number: int, step: int) -> OSError:
     if filename is None:
         return OSError(number, os.strerror(number))
     return OSError(number, os.strerror(number), filename)
+
+
+def peek(pid: int) -> int | None:
+    """How our child has ended, without reaping it; None if it lives, or is reaped."""
+    try:
+        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (AttributeError, ChildProcessError):  # a Python without waitid()
+        return None
+    if info is None:
+        return None
+    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
 
 def warn_unknown_exit(pid: int) -> None:

@@ -24,6 +24,7 @@ from .base import (
     WriteEnd,
     generation,
     logger,
+    peek,
     spawn_error,
     warn_unknown_exit,
 )
@@ -129,6 +130,12 @@ class NativeChild:
             completion = ffi.new("ap_completion *")
             if lib.ap_poll(self._token, completion) == 1:
                 self.note(completion)
+        return self.returncode
+
+    def peek(self) -> int | None:
+        if self.returncode is None and self._generation == generation.number:
+            # None again if the loop's thread reaps it at this moment.
+            return peek(self.pid)
         return self.returncode
 
     def expect_exit(self) -> None:

@@ -20,6 +20,7 @@ from .base import (
     ResourceUsage,
     WriteEnd,
     generation,
+    peek,
     warn_unknown_exit,
 )
 from .pipes import Stdio, open_stdio
@@ -129,6 +130,12 @@ class PureChild:
         if watch is None and self.returncode is None and self.reap():
             self.close_pidfd()
         return self.returncode
+
+    def peek(self) -> int | None:
+        with self._lock:
+            if self.returncode is None and self._generation == generation.number:
+                return peek(self.pid)
+            return self.returncode
 
     def expect_exit(self) -> None:
         if self._watch is not None:
