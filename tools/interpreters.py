@@ -293,7 +293,7 @@ def pip_options(interpreter: Interpreter) -> list[str]:
 
 def install(interpreter: Interpreter, site: Path, log: Path, refresh: bool) -> str | None:
     """Fills the folder with wheels. Why there is no uvloop, or None if there is."""
-    note = site.with_suffix(".json")
+    note = site.with_name(f"{site.name}.json")
     backports = [name for name, end in BACKPORTS.items() if interpreter.version < end]
     wanted: list[str] = [*WHEELS, *backports]
     if interpreter.implementation == "cpython":
