@@ -60,15 +60,55 @@ def _database_id(value: str | int, what: str) -> int:
     return value
 
 
-def _encoded_env(env: Mapping[Any, Any]) -> list[bytes]:
-    encode = os.fsencode
-    entries = []
-    for key, value in env.items():
-        name = encode(key)
-        if b"=" in name:
-            raise ValueError("illegal environment variable name")
-        entries.append(name + b"=" + encode(value))
-    return entries
+class Environment:
+    """A child's environment as the kernel takes it."""
+
+    __slots__ = ("block", "count", "prefixes")
+
+    #: NAME=value, each with its NUL.
+    block: bytes
+    count: int
+    #: What to put before a program's name to find it in PATH, in order.
+    prefixes: list[bytes]
+
+    def __init__(self, variables: Mapping[Any, Any]) -> None:
+        encode = os.fsencode
+        entries = []
+        paths = []
+        for key, value in variables.items():
+            name, encoded = encode(key), encode(value)
+            if b"=" in name:
+                raise ValueError("illegal environment variable name")
+            entries.append(name + b"=" + encoded + b"\0")
+            if name == b"PATH":
+                paths.append(encoded)
+        self.block = b"".join(entries)
+        self.count = len(entries)
+        if self.block.count(b"\0") != self.count:
+            raise ValueError("embedded null byte")
+        if len(paths) > 1:
+            raise ValueError("env cannot contain 'PATH' and b'PATH' keys")
+        path = paths[0] if paths else os.fsencode(os.defpath)
+        # An empty entry is the working directory (os.path.join's rule, and execvp's).
+        self.prefixes = [os.path.join(directory, b"") for directory in path.split(b":")]
+
+
+_inherited: tuple[dict[Any, Any], Environment] | None = None
+
+
+def inherited_environment() -> Environment:
+    """Our own; encoded anew only when it has changed, since that takes longer than all
+    else in a spawn that Python does."""
+    global _inherited
+    # The plain dict behind os.environ, where it is one: comparing it costs a microsecond.
+    variables = getattr(os.environ, "_data", None)
+    if type(variables) is not dict:
+        return Environment(os.environb)
+    cached = _inherited
+    if cached is None or cached[0] != variables:
+        variables = dict(variables)
+        _inherited = cached = (variables, Environment(variables))
+    return cached[1]
 
 
 class SpawnSpec:
@@ -80,8 +120,8 @@ class SpawnSpec:
         "close_fds",
         "cwd",
         "encoded_cwd",
-        "encoded_env",
         "env",
+        "environment",
         "executable",
         "extra_groups",
         "group",
@@ -110,7 +150,7 @@ class SpawnSpec:
     argv: list[bytes]
     programs: list[bytes]
     encoded_cwd: bytes | None
-    encoded_env: list[bytes]
+    environment: Environment
     #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
     stdio: tuple[int | None, int | None, int | None]
     stderr_to_stdout: bool
@@ -230,17 +270,11 @@ class SpawnSpec:
         self.cwd = cwd
         self.encoded_cwd = None if cwd is None else encode(cwd)
         self.env = env
-        self.encoded_env = _encoded_env(os.environb if env is None else env)
+        self.environment = inherited_environment() if env is None else Environment(env)
         program = encode(self.executable)
-        strings = [program, self.encoded_cwd or b"", *self.argv, *self.encoded_env]
-        if b"\0" in b"".join(strings):
+        if b"\0" in b"".join([program, self.encoded_cwd or b"", *self.argv]):
             raise ValueError("embedded null byte")
-        self.programs = [program] if b"/" in program else self._candidates(program)
-
-    def _candidates(self, program: bytes) -> list[bytes]:
-        """Where a program without a directory may be (os.get_exec_path's rules)."""
-        paths = [entry[5:] for entry in self.encoded_env if entry.startswith(b"PATH=")]
-        if len(paths) > 1:
-            raise ValueError("env cannot contain 'PATH' and b'PATH' keys")
-        path = paths[0] if paths else os.fsencode(os.defpath)
-        return [os.path.join(directory, program) for directory in path.split(b":")]
+        if b"/" in program:
+            self.programs = [program]
+        else:
+            self.programs = [prefix + program for prefix in self.environment.prefixes]

@@ -188,7 +188,11 @@ class StreamReader(asyncio.StreamReader):
         """Makes lines of what has come since the last look. True if there is one."""
         pieces = self._pieces
         for i in range(self._searched, len(pieces)):
-            if b"\n" in pieces[i]:
+            at = pieces[i].find(b"\n")
+            if at >= 0:
+                if i == 0 and at == len(pieces[0]) - 1:
+                    self._lines = 1  # a line as it came
+                    return True
                 break
         else:
             self._searched = len(pieces)
@@ -208,11 +212,12 @@ class StreamReader(asyncio.StreamReader):
         With a limit: ValueError for a line that is longer, which is dropped (asyncio's
         rule).
         """
-        if self._exception is not None:
-            raise self._exception
-        if self._limit is not None:
-            return await self._limited_line(self._limit)
+        self._check()
+        limit = self._limit
         while not self._lines and not self._cut_lines():
+            if limit is not None and self._size > limit:
+                self._take_all()
+                raise ValueError("Separator is not found, and chunk exceed the limit")
             if self._eof:
                 return self._take_all()
             await self._more("readline")
@@ -222,27 +227,9 @@ class StreamReader(asyncio.StreamReader):
         self._size -= len(line)
         if self._paused:
             self._maybe_resume()
+        if limit is not None and len(line) - 1 > limit:
+            raise ValueError("Separator is found, but chunk is longer than limit")
         return line
-
-    async def _limited_line(self, limit: int) -> bytes:
-        try:
-            return await self.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            return error.partial
-        except asyncio.LimitOverrunError as error:
-            consumed = error.consumed
-            if self._size > consumed and self._byte(consumed) == b"\n":
-                self._take(consumed + 1)
-            else:
-                self._take_all()
-            raise ValueError(error.args[0]) from None
-
-    def _byte(self, index: int) -> bytes:
-        for piece in self._pieces:
-            if index < len(piece):
-                return piece[index : index + 1]
-            index -= len(piece)
-        return b""
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
         """What comes up to the separator (bytes, or a tuple of them: the nearest end
@@ -336,6 +323,14 @@ class StreamReader(asyncio.StreamReader):
         return self
 
     async def __anext__(self) -> bytes:
+        if self._lines and self._limit is None and self._exception is None:
+            # readline()'s own last step; a million lines are a million of these.
+            self._lines -= 1
+            line = self._pieces.popleft()
+            self._size -= len(line)
+            if self._paused:
+                self._maybe_resume()
+            return line
         line = await self.readline()
         if not line:
             raise StopAsyncIteration

@@ -32,6 +32,8 @@ CHUNK = 256 * 1024
 #: holds by default would have the allocator map and unmap memory for each.
 READ_SIZE = 64 * 1024
 HIGH_WATER = 64 * 1024
+#: Bytes that make a flow bulky.
+BULKY = 256 * 1024
 #: Writes to a closed pipe that pass in silence (asyncio.constants).
 QUIET_WRITES = 5
 
@@ -121,6 +123,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         super().__init__(owner, fd, end)
         self._paused = False
         self._sink: io.BytesIO | None = None
+        self._total = 0
 
     def start(self) -> None:
         if not self._paused and not self._closing:
@@ -153,15 +156,17 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         self._sink = sink
 
     def _ready(self) -> None:
-        sink = self._sink
+        taken = 0
         try:
-            if sink is None:
-                data = self._end.read(READ_SIZE)
-                n = len(data)
-            else:
-                buffer = scratch()
-                n = self._end.readinto(buffer.buffer)
-                sink.write(buffer.view[:n])
+            while True:
+                n = self._read_once()
+                taken += n
+                # One read a wake-up; of a bulky flow, which goes on while we look, as
+                # much as may be: a round of the loop costs more than a read.
+                if not n or self._total < BULKY or taken >= CHUNK:
+                    break
+                if self._paused or self._closing:
+                    return
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
@@ -172,8 +177,31 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
             if self._loop.get_debug():
                 logger.info("%r was closed by peer", self)
             self._lose(None)
-        elif sink is None:
+
+    def _read_once(self) -> int:
+        """How much was read and passed on; 0 at the end."""
+        sink = self._sink
+        if sink is None:
+            data = self._end.read(READ_SIZE)
+            n = len(data)
+            if n:
+                self._deliver(data)
+        else:
+            buffer = scratch()
+            n = self._end.readinto(buffer.buffer)
+            sink.write(buffer.view[:n])
+        before = self._total
+        self._total = before + n
+        if before < BULKY <= self._total and not self._closing:
+            self._end.enlarge()
+        return n
+
+    def _deliver(self, data: bytes) -> None:
+        try:
             self._owner._protocol.pipe_data_received(self._fd, data)
+        except OSError as exc:
+            # Not to be taken for one of the pipe's.
+            self._owner._report("pipe_data_received", exc)
 
 
 class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
@@ -236,6 +264,16 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._lose_soon(None)
 
     def write(self, data: Buffer) -> None:
+        if type(data) is bytes and not self._buffer and not self._closing:
+            # By far the most frequent.
+            size = len(data)
+            if size <= CHUNK:
+                n = self._write_now(data)
+                if n == size or self._closing:
+                    return
+                data = memoryview(data)[n:]
+                self._push(data)
+                return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
             raise TypeError(f"data argument must be a bytes-like object, not {kind}")
@@ -244,7 +282,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             view = view.cast("B") if view.contiguous else memoryview(bytes(view))
         if not self._accepts(len(view)):
             return
-        rest = view[self._write_now(view) :] if not self._buffer else view
+        rest = view[self._write_now(view[:CHUNK]) :] if not self._buffer else view
         if len(rest) and not self._closing:
             # What is not immutable may be changed by the caller before it goes out.
             self._push(rest if type(data) is bytes else memoryview(bytes(rest)))
@@ -258,6 +296,8 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         """As write, for data that the caller promises not to change until it has gone
         out."""
         if self._accepts(len(data)):
+            if len(data) >= BULKY:
+                self._end.enlarge()
             self._push(data)
             self._ready()
 
@@ -270,9 +310,9 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             return False
         return size > 0
 
-    def _write_now(self, data: memoryview) -> int:
+    def _write_now(self, data: bytes | memoryview) -> int:
         try:
-            return self._end.write(data[:CHUNK])
+            return self._end.write(data)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
@@ -310,7 +350,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._end.unwatch()
         if self._protocol_paused and self._size <= self._low:
             self._protocol_paused = False
-            self._tell(self._owner._protocol, "resume_writing")
+            self._owner._tell(self._owner._protocol.resume_writing)
         if self._closing and not buffer and not self._lost:
             self._lose(None)
 
@@ -338,22 +378,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
     def _maybe_pause(self) -> None:
         if self._size > self._high and not self._protocol_paused:
             self._protocol_paused = True
-            self._tell(self._owner._protocol, "pause_writing")
-
-    def _tell(self, protocol: Any, method: str) -> None:
-        try:
-            getattr(protocol, method)()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self._loop.call_exception_handler(
-                {
-                    "message": f"protocol.{method}() failed",
-                    "exception": exc,
-                    "transport": self,
-                    "protocol": protocol,
-                }
-            )
+            self._owner._tell(self._owner._protocol.pause_writing)
 
 
 class SubprocessTransport(asyncio.SubprocessTransport):
@@ -513,14 +538,17 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            self._loop.call_exception_handler(
-                {
-                    "message": f"{method.__qualname__}() failed",
-                    "exception": exc,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
+            self._report(method.__name__, exc)
+
+    def _report(self, method: str, exc: BaseException) -> None:
+        self._loop.call_exception_handler(
+            {
+                "message": f"protocol.{method}() failed",
+                "exception": exc,
+                "transport": self,
+                "protocol": self._protocol,
+            }
+        )
 
     def _exited(self) -> None:
         child = self._child

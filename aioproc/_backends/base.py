@@ -78,6 +78,9 @@ class ReadEnd(Protocol):
         """Calls back in the loop whenever read() has something to give."""
 
     def unwatch(self) -> None: ...
+    def enlarge(self) -> bool:
+        """Makes room for a flow that has shown itself bulky. False: not to be had."""
+
     def close(self) -> None:
         """Harmless when closed already, and after the loop has closed."""
 
@@ -95,6 +98,9 @@ class WriteEnd(Protocol):
     def unwatch(self) -> None: ...
     def watch_reader(self, callback: Callable[[], None], /) -> None:
         """Calls back in the loop when nobody holds the reading end any more."""
+
+    def enlarge(self) -> bool:
+        """As ReadEnd's."""
 
     def close(self) -> None: ...
 

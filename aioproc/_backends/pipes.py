@@ -16,21 +16,54 @@ if TYPE_CHECKING:
     from .._spec import SpawnSpec
 
 try:
-    from fcntl import F_SETPIPE_SZ, fcntl
+    from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 except ImportError:  # no Linux: pipes have the size they have
     F_SETPIPE_SZ = 0  # type: ignore[misc]
 
 DEVNULL, PIPE = -3, -1
 
 
+#: What a pipe of a bulky flow holds, in bytes. Four times the default carries two to
+#: three times as much into a child; more gains nothing.
+LARGE = 256 * 1024
+#: How many pipes may be large at a time. An ordinary user has 16384 pages for pipes
+#: larger than the default (pipe(7), pipe-user-pages-soft); beyond, new pipes shrink, for
+#: all of the user's programs. This is a sixteenth of it.
+MOST_LARGE = 16
+
+_large = 0
+
+
 class _End:
-    __slots__ = ("_fd", "_generation", "_loop", "_watched")
+    __slots__ = ("_fd", "_generation", "_large", "_loop", "_watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self._loop = loop
         self._fd = fd
         self._watched = False
+        self._large = False
         self._generation = generation.number
+
+    def enlarge(self) -> bool:
+        global _large
+        if self._large or not F_SETPIPE_SZ or _large >= MOST_LARGE:
+            return self._large
+        try:
+            if fcntl(self._fd, F_GETPIPE_SZ) < LARGE:
+                fcntl(self._fd, F_SETPIPE_SZ, LARGE)
+        except OSError:  # EPERM: the user has too many
+            return False
+        self._large = True
+        _large += 1
+        return True
+
+    def _close_fd(self) -> None:
+        global _large
+        fd, self._fd = self._fd, -1
+        if self._large:
+            self._large = False
+            _large -= 1
+        os.close(fd)
 
     def fileno(self) -> int:
         return self._fd
@@ -60,11 +93,9 @@ class FdReadEnd(_End):
                 self._loop.remove_reader(self._fd)
 
     def close(self) -> None:
-        fd = self._fd
-        if fd >= 0:
+        if self._fd >= 0:
             self.unwatch()
-            self._fd = -1
-            os.close(fd)
+            self._close_fd()
 
 
 class FdWriteEnd(_End):
@@ -103,8 +134,7 @@ class FdWriteEnd(_End):
                 self._reader_watched = False
                 if self._ours():
                     self._loop.remove_reader(fd)
-            self._fd = -1
-            os.close(fd)
+            self._close_fd()
 
 
 class Stdio:

@@ -343,9 +343,10 @@ class PosixBackend:
         request.pass_count = len(spec.pass_fds)
         request.program_count = len(spec.programs)
         request.arg_count = len(spec.argv)
-        request.env_count = len(spec.encoded_env)
-        strings = [*spec.programs, *spec.argv, *spec.encoded_env]
+        environment = spec.environment
+        request.env_count = environment.count
+        strings = b"\0".join([*spec.programs, *spec.argv, environment.block])
         if spec.encoded_cwd is not None:
             request.has_cwd = 1
-            strings.append(spec.encoded_cwd)
-        return request, b"\0".join(strings) + b"\0"
+            strings += spec.encoded_cwd
+        return request, strings
