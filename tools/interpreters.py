@@ -7,10 +7,11 @@ CPython 3.10 and newer from PATH (or --python PATH), and, as root on Debian and 
 like, what Debian's testing archive has beyond these: newer CPythons and PyPy, in a
 folder made by debootstrap that is entered by chroot, in a mount namespace of its own.
 
-For each interpreter the extension is built in a copy of the tree, and the suite runs with
-every backend and loop under ``-X dev -W error``. cffi, pytest and so on are wheels that
-this Python's pip fetches for the other (a fresh chroot has neither certificates nor pip's
-configuration); PyPy brings its own cffi. uvloop is waived only where there is none.
+Each interpreter has a virtual environment and a copy of the tree, in which the extension
+is built; the suite runs there with every backend and loop under ``-X dev -W error``. cffi,
+pytest and so on are wheels that this Python's pip fetches for the other (a fresh chroot has
+neither certificates nor pip's configuration); PyPy brings its own cffi. uvloop is waived
+only where there is none.
 
 Everything lies in the cache folder, is made once, and is made anew with --refresh.
 """
@@ -23,7 +24,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -155,10 +155,6 @@ class Interpreter:
     def where(self) -> str:
         return self.executable if self.root is None else f"Debian {self.root.name}"
 
-    def start(self, words: list[str], mounts: dict[Path, str]) -> list[str | Path]:
-        """The command line of a program in this interpreter's world."""
-        return list(words) if self.root is None else enter(self.root, words, mounts)
-
 
 def enter(root: Path, words: list[str], mounts: dict[Path, str]) -> list[str | Path]:
     unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]
@@ -280,6 +276,45 @@ class Result:
     trouble: str = ""
 
 
+class World:
+    """Where one interpreter runs: its folders, as they are seen here and from inside."""
+
+    def __init__(self, interpreter: Interpreter, cache: Path, timeout: float) -> None:
+        name = interpreter.name
+        self.interpreter = interpreter
+        self.timeout = timeout
+        self.log = cache / "logs" / f"{name}.log"
+        self.tree = cache / "trees" / name
+        self.venv = cache / "venvs" / name
+
+    def seen(self, path: Path) -> str:
+        return str(path) if self.interpreter.root is None else f"/mnt/{path.parent.name}"
+
+    def run(self, words: list[str]) -> int:
+        root, tree = self.interpreter.root, self.seen(self.tree)
+        env = clean_environment(
+            PYTHONPATH=tree,
+            PYTHONDONTWRITEBYTECODE="1",
+            AIOPROC_BUILD_EXTENSION="require",
+            AIOPROC_CFLAGS="-Werror",
+        )
+        for path in (self.tree, self.venv):
+            path.mkdir(parents=True, exist_ok=True)
+        command: list[str | Path] = list(words)
+        if root is not None:
+            env |= {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+            env.pop("TMPDIR", None)
+            command = enter(
+                root,
+                ["env", "-C", tree, *words],
+                {path: self.seen(path) for path in (self.tree, self.venv)},
+            )
+        return run(command, self.log, env=env, cwd=self.tree, timeout=self.timeout)
+
+    def python(self, *words: str) -> int:
+        return self.run([f"{self.seen(self.venv)}/bin/python", *words])
+
+
 def pip_options(interpreter: Interpreter) -> list[str]:
     major, minor = interpreter.version
     options = ["--python-version", f"{major}.{minor}", "--only-binary=:all:"]
@@ -291,23 +326,26 @@ def pip_options(interpreter: Interpreter) -> list[str]:
     return options
 
 
-def install(interpreter: Interpreter, site: Path, log: Path, refresh: bool) -> str | None:
-    """Fills the folder with wheels. Why there is no uvloop, or None if there is."""
-    note = site.with_name(f"{site.name}.json")
+def environment(world: World, refresh: bool) -> str | None:
+    """Makes the virtual environment. Why there is no uvloop in it, or None if there is."""
+    interpreter, log = world.interpreter, world.log
+    note = world.venv.with_name(f"{world.venv.name}.json")
     backports = [name for name, end in BACKPORTS.items() if interpreter.version < end]
     wanted: list[str] = [*WHEELS, *backports]
     if interpreter.implementation == "cpython":
         wanted.append(CFFI)
-    key = [interpreter.release, *wanted, UVLOOP]
+    key = [interpreter.release, interpreter.executable, *wanted, UVLOOP]
     if note.exists() and not refresh:
         former = json.loads(note.read_text())
         if former["key"] == key:
             why_not: str | None = former["no_uvloop"]
             return why_not
     note.unlink(missing_ok=True)
-    if site.exists():
-        shutil.rmtree(site)
     say(f"{interpreter.name}: wheels")
+    make = ["-m", "venv", "--clear", "--without-pip", world.seen(world.venv)]
+    if world.run([interpreter.executable, *make]):
+        raise Failure(f"venv failed, see {log}")
+    [site] = world.venv.glob("lib/*/site-packages")
     pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet"]
     pip += ["--disable-pip-version-check", "--root-user-action", "ignore", "--target", site]
     pip += pip_options(interpreter)
@@ -361,47 +399,27 @@ def count(report: Path) -> dict[str, collections.Counter[str]]:
 
 
 def test(interpreter: Interpreter, options: argparse.Namespace) -> Result:
-    result = Result(interpreter)
-    cache: Path = options.cache
-    name = interpreter.name
-    log = cache / "logs" / f"{name}.log"
+    result, name = Result(interpreter), interpreter.name
+    world = World(interpreter, options.cache, options.timeout)
+    log = world.log
     log.unlink(missing_ok=True)
-    site, tree = cache / "sites" / name, cache / "trees" / name
-    no_uvloop = install(interpreter, site, log, options.refresh)
+    no_uvloop = environment(world, options.refresh)
     result.uvloop = no_uvloop or "yes"
-    copy_tree(tree)
-
-    mounts = {tree: "/mnt/tree", site: "/mnt/site"}
-    here = interpreter.root is None
-    seen_tree, seen_site = (str(tree), str(site)) if here else mounts.values()
-    env = clean_environment(
-        PYTHONPATH=os.pathsep.join([seen_tree, seen_site]),
-        PYTHONDONTWRITEBYTECODE="1",
-        AIOPROC_BUILD_EXTENSION="require",
-        AIOPROC_CFLAGS="-Werror",
-    )
-    if not here:
-        env |= {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
-        env.pop("TMPDIR", None)
-
-    def python(*words: str, timeout: float | None = None) -> int:
-        inside = shlex.join([interpreter.executable, *words])
-        command = ["sh", "-c", f"cd {shlex.quote(seen_tree)} && exec {inside}"]
-        return run(interpreter.start(command, mounts), log, env=env, timeout=timeout)
+    copy_tree(world.tree)
 
     say(f"{name}: build")
-    if python("setup.py", "-q", "build_ext", "--inplace"):
+    if world.python("setup.py", "-q", "build_ext", "--inplace"):
         raise Failure(f"the extension cannot be built, see {log}")
-    result.extension = next((tree / "aioproc").glob("_native.*so")).name
+    result.extension = next((world.tree / "aioproc").glob("_native.*so")).name
 
     say(f"{name}: tests")
     arguments = ["-X", "dev", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     arguments += ["--junitxml", "report.xml", *(["--no-uvloop"] if no_uvloop else [])]
     start = time.monotonic()
-    code = python(*arguments, *options.pytest, timeout=options.timeout)
+    code = world.python(*arguments, *options.pytest)
     result.seconds = time.monotonic() - start
-    if (tree / "report.xml").exists():
-        result.counts = count(tree / "report.xml")
+    if (world.tree / "report.xml").exists():
+        result.counts = count(world.tree / "report.xml")
     if code:
         result.trouble = f"pytest ended with {code}, see {log}"
     return result
