@@ -1,0 +1,153 @@
+"""tools/bench: that it measures, compares and reports. Its figures decide nothing here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.bench import peers, report, targets
+from tools.bench.results import Range, Results, Row
+from tools.bench.works import CURVES, WORKS
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def ours(pytestconfig: pytest.Config) -> str:
+    """A peer that is sure to be here."""
+    return "pure" if pytestconfig.getoption("--no-native") else "native"
+
+
+def test_a_run_from_end_to_end(ours, tmp_path):
+    saved, table = tmp_path / "results.json", tmp_path / "table.md"
+    run = bench(
+        *("--only", "spawn-1,out", "--peers", f"{ours},asyncio,c1", "--pairs", "2"),
+        *("--count", "3", "--json", str(saved), "--markdown", str(table)),
+    )
+    assert run.returncode == 0, run.stderr
+    data = json.loads(saved.read_text())
+    assert data["peers"] == sorted(["c1", ours, "asyncio"], key=list(peers.PEERS).index)
+    spawn, out = data["rows"]
+    assert (spawn["work"], out["work"]) == ("spawn-1", "out")
+    assert set(spawn["values"]) == {"c1", ours, "asyncio"}
+    assert set(out["values"]) == {ours, "asyncio"}
+    for row in (spawn, out):
+        for by_metric in row["values"].values():
+            assert set(by_metric) == set(row["units"])
+            assert all(len(values) == 2 for values in by_metric.values())
+    ours_time, base_time = (spawn["values"][peer]["time"] for peer in (ours, "asyncio"))
+    pairs = [a / b for a, b in zip(ours_time, base_time, strict=True)]
+    ratio = spawn["ratios"][ours]["time"]
+    assert (ratio["low"], ratio["high"]) == (min(pairs), max(pairs))
+    assert ratio["median"] == pytest.approx(sum(pairs) / 2)
+    for title in ("spawn+wait, 1 at a time", "communicate(), 3 MiB out"):
+        assert title in run.stdout
+        assert title in table.read_text()
+    assert "10 measurements" in run.stderr
+
+    # Once more from what was saved, with nothing measured.
+    again = bench("--load", str(saved), "--check")
+    assert again.returncode in (0, 1)
+    assert run.stdout in again.stdout
+    assert ("MISS" in again.stdout) == (again.returncode == 1)
+    assert "measurements" not in again.stderr
+
+
+def test_a_failure_is_told(tmp_path):
+    saved = tmp_path / "results.json"
+    # The time per child of no child.
+    run = bench(
+        *("--only", "spawn-1", "--peers", "asyncio", "--pairs", "2", "--count", "0"),
+        *("--json", str(saved)),
+    )
+    assert run.returncode == 1
+    assert "FAILED: spawn+wait, 1 at a time: asyncio: ZeroDivisionError" in run.stderr
+    assert "failed" in run.stdout
+    (row,) = json.loads(saved.read_text())["rows"]
+    assert row["values"]["asyncio"]["time"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "spawn-2"], "there is no work 'spawn-2'"),
+        (["--peers", "asyncio,twisted"], "there is no peer 'twisted'"),
+        (["--user", "nobody-at-all", "--peers", "asyncio"], "there is no user 'nobody-at-all'"),
+    ],
+)
+def test_wrong_names(arguments, message):
+    run = bench(*arguments)
+    assert run.returncode == 1
+    assert message in run.stderr
+
+
+def test_list_names_everything():
+    words = bench("--list").stdout.split()
+    assert {*WORKS, *CURVES, *peers.PEERS} <= set(words)
+
+
+def test_what_is_missing_is_named_with_the_remedy(monkeypatch):
+    def find_spec(name):
+        return None if name in ("trio", "uvloop") else object()
+
+    monkeypatch.setattr(peers.importlib.util, "find_spec", find_spec)
+    message = peers.missing(["native+uvloop", "asyncio", "uvloop", "trio", "anyio"])
+    assert "needed for native+uvloop, uvloop, trio: pip install uvloop trio" in message
+    assert peers.missing(["asyncio", "anyio", "pure"]) is None
+
+
+def test_every_target_is_about_something_that_is_measured():
+    for target in targets.TARGETS:
+        work = WORKS[target.work]
+        assert target.metric in work.units
+        assert target.peer in peers.PEERS
+        assert target.base is None or target.base in peers.PEERS
+        # Only what is stated as it is has a bound in its own unit.
+        assert (target.base is None) == (target.metric in work.absolute)
+
+
+def make_row(**values: list[float | None]) -> Row:
+    row = Row("spawn-32", "spawning", {"time": "us"}, [], 1)
+    row.values = {peer: {"time": list(times)} for peer, times in values.items()}
+    return row
+
+
+def make_results(row: Row) -> Results:
+    machine = dict.fromkeys(("cpu", "cores", "system", "libc", "python", "date"), "")
+    return Results({**machine, "packages": {}}, {"pairs": 3}, list(row.values), [row])
+
+
+def test_ratios_are_taken_within_a_round():
+    row = make_row(native=[1, 8, 3, None], asyncio=[2, 4, 4, 4], c2=[1, 1, 0, 1])
+    assert row.ratio("native", "asyncio", "time") == Range(0.75, 0.5, 2)
+    # A round without a base has no ratio.
+    assert row.ratio("native", "c2", "time") == Range(4.5, 1, 8)
+    assert row.ratio("native", "trio", "time") is None
+    assert row.value("native", "time") == Range(3, 1, 8)
+
+
+@pytest.mark.parametrize(("ours", "hit"), [(0.77, True), (0.79, False)])
+def test_verdicts(ours, hit):
+    results = make_results(make_row(native=[ours] * 3, asyncio=[1] * 3))
+    target = targets.Target("spawn-32", "time", 0.78)
+    (verdict,) = [found for found in targets.verdicts(results) if found.target == target]
+    assert verdict.hit is hit
+    text = report.as_text(report.check_table([verdict]))
+    assert text.endswith("hit" if hit else "MISS")
+
+
+def test_results_survive_saving(tmp_path):
+    row = make_row(native=[1, None, 2], asyncio=[2, 2, 2])
+    row.failures["native"] = "once"
+    results = make_results(row)
+    results.save(tmp_path / "file.json")
+    assert Results.load(tmp_path / "file.json") == results

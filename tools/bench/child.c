@@ -1,0 +1,83 @@
+/* What the children of the benchmark do, where coreutils has no program that does just
+ * that: quick ones, so that the parent is measured and not the child. */
+
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* What cat uses. */
+static char block[128 * 1024];
+
+static void put(const char *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(1, data, size);
+        if (n < 0)
+            exit(1);
+        data += n;
+        size -= (size_t)n;
+    }
+}
+
+/* Writes so many bytes. */
+static void flood(size_t size)
+{
+    memset(block, 'x', sizeof block);
+    for (; size > sizeof block; size -= sizeof block)
+        put(block, sizeof block);
+    put(block, size);
+}
+
+/* Writes so many short lines. */
+static void lines(size_t count)
+{
+    static const char line[] = "a line of output, short\n";
+    const size_t size = sizeof line - 1, most = sizeof block / size;
+    for (size_t i = 0; i < most; i++)
+        memcpy(block + i * size, line, size);
+    for (; count > most; count -= most)
+        put(block, most * size);
+    put(block, count * size);
+}
+
+/* Reads stdin to its end. */
+static void sink(void)
+{
+    ssize_t n;
+    do
+        n = read(0, block, sizeof block);
+    while (n > 0);
+}
+
+/* Tells the time in ns and ends at once. */
+static void stamp(void)
+{
+    char text[32];
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int size = snprintf(text, sizeof text, "%lld", now.tv_sec * 1000000000LL + now.tv_nsec);
+    put(text, (size_t)size);
+    _exit(0);
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    long number = argc > 2 ? atol(argv[2]) : 0;
+    if (!strcmp(what, "flood"))
+        flood((size_t)number);
+    else if (!strcmp(what, "lines"))
+        lines((size_t)number);
+    else if (!strcmp(what, "sink"))
+        sink();
+    else if (!strcmp(what, "stamp"))
+        stamp();
+    else if (!strcmp(what, "pause"))
+        pause();
+    else
+        return 2;
+    return 0;
+}

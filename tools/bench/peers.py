@@ -1,0 +1,427 @@
+"""Those who are measured, with one way of calling for all: what a peer cannot do, it does
+not define. Nothing is imported before a peer is made."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import subprocess
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Job = Callable[[], Awaitable[object]]
+
+PIPE = subprocess.PIPE
+
+
+class Conversation:
+    """A child that stays alive, with pipes."""
+
+    async def ask(self, line: bytes) -> bytes:
+        """Writes a line, reads a line."""
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        """Kills it and waits for it."""
+        raise NotImplementedError
+
+
+class Peer:
+    """What the works are made of. Every child must succeed."""
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    async def at_once(self, width: int, jobs: Iterable[Job]) -> None:
+        """Does the jobs, `width` at a time."""
+        raise NotImplementedError
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        """Starts a child and waits for it."""
+        raise NotImplementedError
+
+    async def output(self, argv: list[str]) -> bytes:
+        """What a child writes."""
+        raise NotImplementedError
+
+    async def exchange(self, argv: list[str], data: bytes) -> bytes:
+        """What a child writes when it gets data on stdin."""
+        raise NotImplementedError
+
+    async def feed(self, argv: list[str], data: bytes) -> None:
+        """Gives data to a child that writes nothing."""
+        raise NotImplementedError
+
+    async def stream(self, argv: list[str], size: int) -> int:
+        """Reads what a child writes in pieces of up to `size`; returns how much it was."""
+        raise NotImplementedError
+
+    async def lines(self, argv: list[str]) -> int:
+        """The number of lines that a child writes, one at a time."""
+        raise NotImplementedError
+
+    async def open(self, argv: list[str]) -> Conversation:
+        """Starts a child with three pipes."""
+        raise NotImplementedError
+
+    @classmethod
+    def can(cls, operation: str) -> bool:
+        return getattr(cls, operation) is not getattr(Peer, operation)
+
+
+def _check(returncode: int | None) -> None:
+    if returncode != 0:
+        raise RuntimeError(f"a child ended with {returncode}")
+
+
+async def _each(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        await job()
+
+
+# -- asyncio's API: asyncio, uvloop, aioproc
+
+
+class AsyncioConversation(Conversation):
+    def __init__(self, process: Any) -> None:
+        self._process = process
+
+    async def ask(self, line: bytes) -> bytes:
+        self._process.stdin.write(line)
+        await self._process.stdin.drain()
+        answer: bytes = await self._process.stdout.readline()
+        return answer
+
+    async def end(self) -> None:
+        self._process.kill()
+        await self._process.communicate()
+
+
+class OnAsyncio(Peer):
+    """On asyncio's loop or uvloop's."""
+
+    def __init__(self, loop: str) -> None:
+        self._run: Callable[..., Any] = asyncio.run
+        if loop == "uvloop":
+            import uvloop
+
+            self._run = uvloop.run
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        result: T = self._run(main())
+        return result
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def at_once(self, width: int, jobs: Iterable[Job]) -> None:
+        shared = iter(jobs)
+        await asyncio.gather(*(_each(shared) for _ in range(width)))
+
+
+class AsyncioPeer(OnAsyncio):
+    def __init__(self, module: str, loop: str) -> None:
+        super().__init__(loop)
+        self._create: Any = importlib.import_module(module).create_subprocess_exec
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        process = await self._create(*argv, stdout=stdout)
+        _check(await process.wait())
+
+    async def output(self, argv: list[str]) -> bytes:
+        process = await self._create(*argv, stdout=PIPE)
+        output: bytes = (await process.communicate())[0]
+        _check(process.returncode)
+        return output
+
+    async def exchange(self, argv: list[str], data: bytes) -> bytes:
+        process = await self._create(*argv, stdin=PIPE, stdout=PIPE)
+        output: bytes = (await process.communicate(data))[0]
+        _check(process.returncode)
+        return output
+
+    async def feed(self, argv: list[str], data: bytes) -> None:
+        process = await self._create(*argv, stdin=PIPE)
+        await process.communicate(data)
+        _check(process.returncode)
+
+    async def stream(self, argv: list[str], size: int) -> int:
+        process = await self._create(*argv, stdout=PIPE)
+        total = 0
+        while chunk := await process.stdout.read(size):
+            total += len(chunk)
+        _check(await process.wait())
+        return total
+
+    async def lines(self, argv: list[str]) -> int:
+        process = await self._create(*argv, stdout=PIPE)
+        count = 0
+        async for _ in process.stdout:
+            count += 1
+        _check(await process.wait())
+        return count
+
+    async def open(self, argv: list[str]) -> Conversation:
+        return AsyncioConversation(await self._create(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE))
+
+
+# -- subprocess.run in a thread pool
+
+
+class ThreadsPeer(OnAsyncio):
+    THREADS = 32
+
+    def __init__(self) -> None:
+        super().__init__("asyncio")
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._pool = ThreadPoolExecutor(self.THREADS)
+
+    async def _subprocess(self, argv: list[str], **options: Any) -> bytes:
+        def run() -> bytes:
+            output: bytes = subprocess.run(argv, check=True, **options).stdout
+            return output
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        await self._subprocess(argv, stdout=stdout)
+
+    async def output(self, argv: list[str]) -> bytes:
+        return await self._subprocess(argv, stdout=PIPE)
+
+    async def exchange(self, argv: list[str], data: bytes) -> bytes:
+        return await self._subprocess(argv, input=data, stdout=PIPE)
+
+    async def feed(self, argv: list[str], data: bytes) -> None:
+        await self._subprocess(argv, input=data)
+
+
+# -- trio and anyio
+
+
+class StreamConversation(Conversation):
+    """By byte streams; the calls have other names in trio and in anyio."""
+
+    def __init__(self, process: Any, write: Any, read: Any) -> None:
+        self._process = process
+        self._write = write
+        self._read = read
+
+    async def ask(self, line: bytes) -> bytes:
+        await self._write(line)
+        answer: bytes = b""
+        while not answer.endswith(b"\n"):
+            answer += await self._read()
+        return answer
+
+    async def end(self) -> None:
+        process = self._process
+        process.kill()
+        await process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            await stream.aclose()
+
+
+class TrioPeer(Peer):
+    def __init__(self) -> None:
+        import trio
+
+        self._trio: Any = trio
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        result: T = self._trio.run(main)
+        return result
+
+    async def sleep(self, seconds: float) -> None:
+        await self._trio.sleep(seconds)
+
+    async def at_once(self, width: int, jobs: Iterable[Job]) -> None:
+        shared = iter(jobs)
+        async with self._trio.open_nursery() as nursery:
+            for _ in range(width):
+                nursery.start_soon(_each, shared)
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        await self._trio.run_process(argv, stdin=None, stdout=stdout)
+
+    async def output(self, argv: list[str]) -> bytes:
+        output: bytes = (
+            await self._trio.run_process(argv, stdin=None, capture_stdout=True)
+        ).stdout
+        return output
+
+    async def exchange(self, argv: list[str], data: bytes) -> bytes:
+        output: bytes = (
+            await self._trio.run_process(argv, stdin=data, capture_stdout=True)
+        ).stdout
+        return output
+
+    async def feed(self, argv: list[str], data: bytes) -> None:
+        await self._trio.run_process(argv, stdin=data)
+
+    async def stream(self, argv: list[str], size: int) -> int:
+        process = await self._trio.lowlevel.open_process(argv, stdout=PIPE)
+        total = 0
+        async with process.stdout:
+            while chunk := await process.stdout.receive_some(size):
+                total += len(chunk)
+        _check(await process.wait())
+        return total
+
+    async def open(self, argv: list[str]) -> Conversation:
+        process = await self._trio.lowlevel.open_process(
+            argv, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+        return StreamConversation(process, process.stdin.send_all, process.stdout.receive_some)
+
+
+class AnyioPeer(Peer):
+    """On asyncio's loop."""
+
+    def __init__(self) -> None:
+        import anyio
+
+        self._anyio: Any = anyio
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        result: T = self._anyio.run(main)
+        return result
+
+    async def sleep(self, seconds: float) -> None:
+        await self._anyio.sleep(seconds)
+
+    async def at_once(self, width: int, jobs: Iterable[Job]) -> None:
+        shared = iter(jobs)
+        async with self._anyio.create_task_group() as group:
+            for _ in range(width):
+                group.start_soon(_each, shared)
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        await self._anyio.run_process(argv, stdout=stdout, stderr=None)
+
+    async def output(self, argv: list[str]) -> bytes:
+        output: bytes = (await self._anyio.run_process(argv, stderr=None)).stdout
+        return output
+
+    async def exchange(self, argv: list[str], data: bytes) -> bytes:
+        output: bytes = (await self._anyio.run_process(argv, input=data, stderr=None)).stdout
+        return output
+
+    async def feed(self, argv: list[str], data: bytes) -> None:
+        await self._anyio.run_process(argv, input=data, stdout=None, stderr=None)
+
+    async def stream(self, argv: list[str], size: int) -> int:
+        total = 0
+        async with await self._anyio.open_process(argv, stdin=None, stderr=None) as process:
+            while True:
+                try:
+                    chunk = await process.stdout.receive(size)
+                except self._anyio.EndOfStream:
+                    break
+                total += len(chunk)
+            _check(await process.wait())
+        return total
+
+    async def open(self, argv: list[str]) -> Conversation:
+        process = await self._anyio.open_process(argv)
+        return StreamConversation(process, process.stdin.send, process.stdout.receive)
+
+
+# -- all of them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A peer's name, how it is made, what it needs."""
+
+    name: str
+    title: str
+    kind: type[Peer] | None
+    arguments: tuple[str, ...] = ()
+    #: What has to be installed.
+    package: str | None = None
+    #: AIOPROC_BACKEND of its process.
+    backend: str | None = None
+    #: Of the C program, which is no Python peer.
+    threads: int = 0
+
+    @property
+    def modules(self) -> set[str]:
+        """What its user imports."""
+        return {*self.arguments[:1], *([self.package] if self.package else [])}
+
+    def make(self) -> Peer:
+        assert self.kind is not None
+        return self.kind(*self.arguments)
+
+    def can(self, operations: Iterable[str]) -> bool:
+        return self.kind is not None and all(map(self.kind.can, operations))
+
+
+def _on_asyncio(name: str, title: str, module: str, backend: str | None = None) -> list[Entry]:
+    """The same on asyncio's loop and on uvloop's."""
+    on_uvloop = name + "+uvloop" if backend else "uvloop"
+    return [
+        Entry(name, title, AsyncioPeer, (module, "asyncio"), backend=backend),
+        Entry(
+            on_uvloop,
+            f"{title} on uvloop's loop" if backend else "uvloop",
+            AsyncioPeer,
+            (module, "uvloop"),
+            backend=backend,
+            package="uvloop",
+        ),
+    ]
+
+
+#: In the order of a round: those who are compared are near each other.
+ENTRIES = [
+    Entry("c1", "C, one thread", None, threads=1),
+    Entry("c2", "C, two threads", None, threads=2),
+    *reversed(_on_asyncio("native", "aioproc native", "aioproc", "native")),
+    *_on_asyncio("asyncio", "asyncio", "asyncio"),
+    *_on_asyncio("pure", "aioproc pure", "aioproc", "pure"),
+    Entry("trio", "trio", TrioPeer, package="trio"),
+    Entry("anyio", "anyio on asyncio's loop", AnyioPeer, package="anyio"),
+    Entry("threads", "subprocess.run in a thread pool", ThreadsPeer),
+]
+PEERS = {entry.name: entry for entry in ENTRIES}
+
+
+def missing(names: Iterable[str]) -> str | None:
+    """What is not installed for these peers and how to get it, or None."""
+    absent: dict[str, list[str]] = {}
+    for name in names:
+        package = PEERS[name].package
+        if package is not None and importlib.util.find_spec(package) is None:
+            absent.setdefault(package, []).append(name)
+    if absent:
+        who = ", ".join(name for users in absent.values() for name in users)
+        return (
+            f"not installed here, needed for {who}: pip install {' '.join(absent)}\n"
+            "(or leave them out: --peers names those to measure)"
+        )
+    if any(PEERS[name].backend == "native" for name in names) and not _has_extension():
+        return (
+            "aioproc's extension is not built: python setup.py build_ext --inplace\n"
+            "(or leave native out: --peers names those to measure)"
+        )
+    return None
+
+
+def _has_extension() -> bool:
+    return importlib.util.find_spec("aioproc._native") is not None
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    import importlib.metadata
+
+    packages = {entry.package for name in names if (entry := PEERS[name]).package}
+    return {name: importlib.metadata.version(name) for name in sorted(packages)}

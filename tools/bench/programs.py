@@ -1,0 +1,42 @@
+"""The programs that the benchmark starts."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def _found(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise SystemExit(f"the benchmark needs the program {name!r}")
+    return path
+
+
+class Programs:
+    """Paths, so that nobody's search in PATH is measured."""
+
+    def __init__(self, directory: str) -> None:
+        self.true = _found("true")
+        self.echo = _found("echo")
+        self.cat = _found("cat")
+        self.child = os.path.join(directory, "child")
+        self.limit = os.path.join(directory, "limit")
+
+
+def build(directory: Path) -> None:
+    """Compiles child.c and limit.c; CC may name the compiler."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if shutil.which(compiler[0]) is None:
+        raise SystemExit(f"the benchmark needs a C compiler; there is no {compiler[0]!r}")
+    # For everybody: the children may run as another user.
+    directory.chmod(0o755)
+    for name in ("child", "limit"):
+        target, source = directory / name, HERE / f"{name}.c"
+        subprocess.run([*compiler, "-O2", "-pthread", "-o", target, source], check=True)
+        target.chmod(0o755)
