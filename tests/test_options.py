@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import seccomp
 from conftest import python
 from helpers import script
@@ -241,7 +242,7 @@ async def test_pass_fds_overrides_close_fds(api: Any) -> None:
         os.close(other)
 
 
-@pytest.mark.skipif(not seccomp.supported(), reason="no system call numbers for this machine")
+@pytest.mark.skipif(not seccomp.SUPPORTED, reason="no system call numbers for this machine")
 @pytest.mark.parametrize("denied", ["ENOSYS", "EPERM"])
 async def test_descriptors_are_closed_without_close_range(aioproc: Any, denied: str) -> None:
     await script(
