@@ -24,6 +24,7 @@ DEVNULL = subprocess.DEVNULL
 
 _SHELL = "/system/bin/sh" if hasattr(sys, "getandroidapilevel") else "/bin/sh"
 _MAX_ID = 2**32 - 1
+_MAX_FD = 2**31 - 1
 
 
 def _stream(name: str, value: Stream) -> int | None:
@@ -233,7 +234,7 @@ class SpawnSpec:
 
     def _judge_descriptors(self, close_fds: bool, pass_fds: Iterable[int]) -> None:
         self.pass_fds = sorted(set(map(int, pass_fds))) if pass_fds else []
-        if self.pass_fds and self.pass_fds[0] < 0:
+        if self.pass_fds and (self.pass_fds[0] < 0 or self.pass_fds[-1] > _MAX_FD):
             raise ValueError("bad value(s) in fds_to_keep")
         if self.pass_fds and not close_fds:
             warnings.warn("pass_fds overriding close_fds.", RuntimeWarning, stacklevel=4)
@@ -252,7 +253,11 @@ class SpawnSpec:
         if extra_groups is not None:
             if isinstance(extra_groups, str):
                 raise ValueError("Groups must be a list, not a string")
-            self.extra_groups = [_database_id(item, "Group") for item in extra_groups]
+            try:
+                self.extra_groups = [_database_id(item, "Group") for item in extra_groups]
+            except OverflowError as error:
+                # Of this list Popen says so, of `user` and `group` it lets it through.
+                raise ValueError(str(error)) from None
             if len(self.extra_groups) > 65536:  # NGROUPS_MAX on Linux
                 raise ValueError("too many extra_groups")
 

@@ -275,3 +275,6 @@ def warm_up(request: pytest.FixtureRequest) -> None:
     """What a first use opens for good must not look like a leak of the first test."""
     for factory in loops(request.config).values():
         run(factory, asyncio.sleep(0))
+    # What is there by now stays; the guards' collections need not go through it.
+    gc.collect()
+    gc.freeze()

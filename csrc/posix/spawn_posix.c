@@ -134,7 +134,8 @@ static int try_programs(pid_t *pid, const ap_plan *plan,
     else
       error = posix_spawn(pid, *program, actions, attributes, plan->argv,
                           plan->envp);
-    if (error == 0) return 0;
+    /* No process or no memory: it was not the program, and no other would do. */
+    if (error == 0 || error == EAGAIN || error == ENOMEM) return error;
     if (error != ENOENT && error != ENOTDIR && !refusal) refusal = error;
   }
   return refusal ? refusal : error;
@@ -143,6 +144,7 @@ static int try_programs(pid_t *pid, const ap_plan *plan,
 /* posix_spawn does not say what failed. The program's own candidates cannot give
  * these errors for a directory that can be entered. */
 static int failed_step(const ap_plan *plan, const int *sources, int error) {
+  if (error == EAGAIN || error == ENOMEM) return AP_STEP_SETUP;
   if (error == EBADF) {
     for (int i = 0; i < 3; i++)
       if (sources[i] >= 0 && fcntl(sources[i], F_GETFD) < 0) return AP_STEP_SETUP;
