@@ -5,8 +5,8 @@ A test takes one of these fixtures:
 ``aioproc``   the package, with each of our backends in turn
 ``api``       the same, and asyncio itself as the oracle: for behaviour that is
               asyncio's; has create_subprocess_exec/shell, subprocess_exec/shell, PIPE...
-``aside``     a Python process of its own with each backend and loop (tests/aside.py),
-              and with the pure one's polling thread
+``aside``     a Python process of its own with each backend (tests/aside.py), the pure
+              one's polling thread among them, and each loop, though not every pair
 
 Coroutine tests run on asyncio's own loop and on uvloop's; the oracle on asyncio's only,
 since uvloop has a subprocess implementation of its own.
@@ -98,10 +98,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "api" in metafunc.fixturenames:
         metafunc.parametrize("api", [*names, "oracle"], indirect=True)
     if "aside" in metafunc.fixturenames:
+        pairs = [
+            ("clone", "asyncio"),
+            ("clone", "uvloop"),
+            ("portable", "asyncio"),
+            ("pure", "uvloop"),
+            ("thread", "asyncio"),
+        ]
+        if "uvloop" not in loops(metafunc.config):
+            pairs = [(name, "asyncio") for name in dict.fromkeys(name for name, _ in pairs)]
         if "pure" in names:
             names = [*names, "thread"]
-        both = [Aside(name, loop) for name in names for loop in loops(metafunc.config)]
-        metafunc.parametrize("aside", both, ids="-".join)
+        here = [Aside(*pair) for pair in pairs if pair[0] in names]
+        metafunc.parametrize("aside", here, ids="-".join)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
