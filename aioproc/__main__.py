@@ -6,14 +6,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.machinery
 import importlib.metadata
+import io
 import json
 import os
+import pkgutil
 import platform
 import runpy
 import signal
 import sys
 import time
+import types
 from typing import Any
 
 from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec, install
@@ -130,8 +134,27 @@ def _exec(arguments: list[str], as_module: bool, limit: int | None) -> None:
         sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target))
     if as_module:
         runpy.run_module(target, run_name="__main__", alter_sys=True)
-    else:
+    elif pkgutil.get_importer(target) is not None:  # a directory, a zip file
         runpy.run_path(target, run_name="__main__")
+    else:
+        _exec_script(os.path.abspath(target))
+
+
+def _exec_script(path: str) -> None:
+    """Not by runpy, which gives the script a module of its own for a while, and the name
+    that was asked for as __file__, where python gives the whole path."""
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as error:
+        print(f"aioproc: can't open file {path!r}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    code = compile(source, path, "exec")
+    module = types.ModuleType("__main__")
+    module.__file__ = path
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
 
 
 def _limit(text: str) -> int | None:

@@ -319,11 +319,16 @@ class PosixBackend:
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
         port = _ports.of(loop)
-        stdio = open_stdio(spec, loop)
         try:
-            child = self._spawn(spec, loop, port, stdio)
+            stdio = open_stdio(spec, loop)
+            try:
+                child = self._spawn(spec, loop, port, stdio)
+            except BaseException:
+                stdio.close()
+                raise
         except BaseException:
-            stdio.close()
+            # It may have been opened for nothing.
+            port.retire_when_idle()
             raise
         stdio.close_theirs()
         return child
