@@ -413,7 +413,7 @@ def test(interpreter: Interpreter, options: argparse.Namespace) -> Result:
     result.extension = next((world.tree / "aioproc").glob("_native.*so")).name
 
     say(f"{name}: tests")
-    arguments = ["-X", "dev", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    arguments = ["-X", "dev", "-W", "error", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     arguments += ["--junitxml", "report.xml", *(["--no-uvloop"] if no_uvloop else [])]
     start = time.monotonic()
     code = world.python(*arguments, *options.pytest)
