@@ -32,11 +32,11 @@ pytest.importorskip("setuptools", minversion="77")  # older ones cannot read pyp
 
 
 def listed() -> list[str]:
-    """The files of the project, as far as git is here to tell."""
+    """The files of the project."""
     if not (ROOT / ".git").exists():
         pytest.skip("no git clone")
     git = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "ls-files"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return sorted(name for name in git.stdout.splitlines() if (ROOT / name).exists())

@@ -134,19 +134,31 @@ def names_of(test: unittest.TestCase) -> tuple[str, str]:
     return class_name, method
 
 
-def load(extra: str | None) -> Any:
-    if extra:
-        # Before what this Python has under that name, which may be a part or nothing.
-        found = importlib.util.find_spec("test")
-        package = types.ModuleType("test")
-        package.__path__ = [str(Path(extra) / "test")]
-        if found is not None:
-            package.__path__ += found.submodule_search_locations or []
-        sys.modules["test"] = package
+def use_tests_from(directory: Path) -> None:
+    """Puts directory/test before what this Python has under that name, which may be a
+    part or nothing."""
+    found = importlib.util.find_spec("test")
+    package = types.ModuleType("test")
+    package.__path__ = [str(directory / "test")]
+    if found is not None:
+        package.__path__ += found.submodule_search_locations or []
+    sys.modules["test"] = package
+
+
+def has_tests() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("test", "test.test_asyncio"))
+
+
+def load(directory: Path | None) -> Any:
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    debian = Path(f"/usr/lib/python{version}")
+    if directory is not None:
+        use_tests_from(directory)
+    elif not has_tests() and (debian / "test").exists():
+        use_tests_from(debian)
     try:
         return importlib.import_module(MODULE)
     except ModuleNotFoundError as error:
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
         sys.exit(
             f"{error}: this Python comes without its tests. Debian and Ubuntu have them in "
             f"libpython{version}-testsuite; --tests-from names the directory that holds test/."
@@ -157,7 +169,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="CPython's tests against aioproc")
     parser.add_argument("--install", action="store_true", help="use aioproc.install()")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
-    parser.add_argument("--tests-from", metavar="DIR", help="where test/test_asyncio is")
+    parser.add_argument(
+        "--tests-from", type=Path, metavar="DIR", help="where test/test_asyncio is"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="name every test")
     options = parser.parse_args()
 
