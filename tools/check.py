@@ -29,8 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Seconds; a fuse against whatever hangs.
 FUSE = 1800
 
-VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.15")
-
 WITHOUT_EXTENSION = os.environ.get("AIOPROC_BUILD_EXTENSION") == "no"
 WAIVED = ["--no-native"] if WITHOUT_EXTENSION else []
 
@@ -114,10 +112,6 @@ def pytest(*arguments: str, cwd: Path = ROOT, env: Env = NOTHING) -> str:
     return run_tests(sys.executable, "-m", "pytest", *WAIVED, *arguments, cwd=cwd, env=env)
 
 
-def can(python: str, code: str) -> bool:
-    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
-
-
 # -- what CI runs
 
 
@@ -182,9 +176,9 @@ def seccomp() -> str:
     """Without pidfd_open: the pure backend with its polling thread."""
     if sys.platform != "linux":
         raise Skipped("Linux only")
-    deny = [sys.executable, "tools/deny.py", "pidfd_open", "--"]
+    denied = [sys.executable, "tests/seccomp.py", "pidfd_open"]
     command = [sys.executable, "-m", "pytest", *WAIVED]
-    return run_tests(*deny, *command, env={"AIOPROC_BACKEND": "pure"})
+    return run_tests(*denied, *command, env={"AIOPROC_BACKEND": "pure"})
 
 
 def strict() -> str:
@@ -251,61 +245,14 @@ def sanitizers() -> str:
         return pytest(cwd=tree, env=testing)
 
 
-# -- other interpreters
+def interpreters(given: list[str]) -> Check:
+    """The suite on the other interpreters that can be had here."""
 
-
-def version_of(python: str) -> str | None:
-    """As 3.12, or None if it does not run."""
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    try:
-        done = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def interpreters(given: list[str]) -> list[str]:
-    """Those given, or else those on PATH of other versions than this one."""
-    if given:
-        return given
-    ours = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    found = [shutil.which(f"python{version}") for version in VERSIONS if version != ours]
-    return [python for python in found if python is not None and version_of(python)]
-
-
-def equipped(python: str) -> str:
-    """The interpreter if it has what the tests need, else one in a virtual environment
-    that has."""
-    needed = (
-        "import cffi, pytest, pytest_asyncio, setuptools;"
-        "assert int(setuptools.__version__.split('.')[0]) >= 77"
-    )
-    if can(python, needed):
-        return python
-    version = version_of(python)
-    if version is None:
-        raise Failed(f"{python} does not run")
-    venv = ROOT / ".cache" / "check" / version
-    inside = str(venv / "bin" / "python")
-    if not os.path.exists(inside):
-        run(python, "-m", "venv", venv)
-    if not can(inside, needed):
-        run(inside, "-m", "pip", "install", "-q", "cffi>=1.17", "setuptools>=77", ".[test]")
-    return inside
-
-
-def other(python: str) -> Check:
-    def check() -> str:
-        inside = equipped(python)
-        waived = [*WAIVED]
-        if not can(inside, "import uvloop"):
-            waived.append("--no-uvloop")  # PyPy
-        if not WITHOUT_EXTENSION:
-            env = {"AIOPROC_BUILD_EXTENSION": "require", "AIOPROC_CFLAGS": "-Werror"}
-            run(inside, "setup.py", "-q", "build_ext", "--inplace", "--force", env=env)
-        if can(inside, "import test.test_asyncio"):
-            run(inside, "tools/cpython_tests.py")
-        return run_tests(inside, "-m", "pytest", *waived)
+    def check() -> None:
+        if WITHOUT_EXTENSION:
+            raise Skipped("no extension")
+        more = [word for python in given for word in ("--python", python)]
+        run(sys.executable, "tools/interpreters.py", *more)
 
     return check
 
@@ -342,8 +289,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "cpython-more": cpython_more,
         }
     if everything or options.python:
-        for python in interpreters(options.python):
-            checks[f"python{version_of(python) or ': ' + python}"] = other(python)
+        checks["interpreters"] = interpreters(options.python)
     # Last, so that its summary is the end of the output.
     checks["suite"] = readme_suite if options.readme else suite
     if options.only:
@@ -361,7 +307,7 @@ def main() -> int:
     add("--list", action="store_true", help="name the checks")
     add("--only", nargs="+", metavar="CHECK", help="these alone")
     add("--readme", action="store_true", help="the suite by the README's command")
-    add("--python", action="append", default=[], help="run the suite on this one too")
+    add("--python", action="append", default=[], help="for tools/interpreters.py; implies it")
     add("--repeat", type=int, metavar="N", help="run TESTS N times, and nothing else")
     add("tests", nargs="*", metavar="TESTS", help="for --repeat")
     options = parser.parse_args()
