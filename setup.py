@@ -3,24 +3,25 @@
 AIOPROC_BUILD_EXTENSION decides:
   auto     (default) build it if possible; if not, warn and install pure Python
   require  fail if it cannot be built
-  no       leave it out
+  no       leave it out; then cffi is needed neither now nor later
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import sysconfig
 import warnings
+from pathlib import Path
 from typing import Any
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 
-CHOICES = ("auto", "require", "no")
-choice = os.environ.get("AIOPROC_BUILD_EXTENSION", "auto")
-if choice not in CHOICES:
-    raise SystemExit(f"AIOPROC_BUILD_EXTENSION is {choice!r}; it can be {', '.join(CHOICES)}")
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+from backend import RUN_REQUIREMENTS, choice
+
+CHOICE = choice()
 
 
 def why_not() -> str | None:
@@ -34,18 +35,54 @@ def why_not() -> str | None:
     return None
 
 
-arguments: dict[str, Any] = {}
-if choice != "no":
+def has_stable_abi() -> bool:
+    """One binary serves every CPython from 3.10 on. PyPy has no stable ABI, and
+    free-threaded builds have none before 3.15."""
+    return platform.python_implementation() == "CPython" and not sysconfig.get_config_var(
+        "Py_GIL_DISABLED"
+    )
+
+
+class BuildExtension(build_ext):
+    """With ``auto`` a failed compile makes the package a pure one."""
+
+    def run(self) -> None:
+        inplace = self.inplace
+        try:
+            super().run()
+        except Exception as error:
+            # Whatever went wrong: no compiler, no Python.h, an old libc.
+            if CHOICE == "require":
+                raise
+            warnings.warn(
+                f"aioproc: installing without the extension: {error}; "
+                "set AIOPROC_BUILD_EXTENSION=require to make this an error",
+                stacklevel=1,
+            )
+            self.inplace = inplace  # as it is after a run that worked
+            self._leave_it_out()
+
+    def _leave_it_out(self) -> None:
+        for extension in self.extensions:
+            # One from an earlier build would be installed in its place.
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+        self.extensions = []
+        self.distribution.ext_modules = []
+        wheel: Any = self.distribution.get_command_obj("bdist_wheel", create=False)
+        if wheel is not None:
+            wheel.root_is_pure = True  # py3-none-any, which is what it is now
+
+
+arguments: dict[str, Any] = {"install_requires": []}
+if CHOICE != "no":
     reason = why_not()
     if reason is None:
+        arguments["install_requires"] = RUN_REQUIREMENTS
         arguments["cffi_modules"] = ["csrc/build_native.py:ffibuilder"]
-        # One binary serves every CPython from 3.10 on. PyPy has no stable ABI, and
-        # free-threaded builds have none before 3.15.
-        if platform.python_implementation() == "CPython" and not sysconfig.get_config_var(
-            "Py_GIL_DISABLED"
-        ):
+        arguments["cmdclass"] = {"build_ext": BuildExtension}
+        if has_stable_abi():
             arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp310"}}
-    elif choice == "require":
+    elif CHOICE == "require":
         raise SystemExit(f"aioproc: the extension is required, but {reason}")
     else:
         warnings.warn(f"aioproc: installing without the extension: {reason}", stacklevel=1)

@@ -49,8 +49,6 @@ def make_ffibuilder() -> cffi.FFI:
         depends=[f"csrc/{header}", "csrc/posix/internal.h"],
         extra_compile_args=flags,
         extra_link_args=["-pthread", *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
-        # A failed compile is a warning, and the package works without (setup.py).
-        optional=os.environ.get("AIOPROC_BUILD_EXTENSION", "auto") != "require",
     )
     return builder
 

@@ -1,11 +1,16 @@
 """Refuses system calls, as containers do: a seccomp filter on the calling thread, for good.
 
-To be used in a helper process (tests/aside.py). x86_64 and aarch64.
+To be used in a helper process (tests/aside.py), or for a whole command:
+
+    python tests/seccomp.py pidfd_open,clone3 CMD ARGS     refuses them with EPERM
+
+x86_64 and aarch64.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -67,3 +72,8 @@ def deny(calls: Mapping[str, int]) -> None:
         if libc.prctl(*arguments) < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
+
+
+if __name__ == "__main__":
+    deny(dict.fromkeys(sys.argv[1].split(","), errno.EPERM))
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,352 @@
+"""Every check of this project in one command.
+
+    python tools/check.py                       what CI runs
+    python tools/check.py --full                everything that this machine can run
+    python tools/check.py --only lint types     some of them (--list names them)
+    python tools/check.py --repeat 50 tests/test_process.py
+
+Needs the extra "check": pip install -e '.[check]'. With AIOPROC_BUILD_EXTENSION=no the
+package is checked without its extension. Exits with 0 only if everything passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Seconds; a fuse against whatever hangs.
+FUSE = 1800
+
+WITHOUT_EXTENSION = os.environ.get("AIOPROC_BUILD_EXTENSION") == "no"
+WAIVED = ["--no-native"] if WITHOUT_EXTENSION else []
+
+Env = Mapping[str, str]
+NOTHING: Env = {}
+#: Returns what is to be said of it in the table; raises Failed or Skipped.
+Check = Callable[[], "str | None"]
+
+
+class Failed(Exception):
+    pass
+
+
+class Skipped(Exception):
+    """This machine has not what the check needs."""
+
+
+# -- running things
+
+
+def say(text: str) -> None:
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: Env = NOTHING) -> str:
+    """Runs a command and shows what it says. Returns its last lines."""
+    argv = [str(part) for part in command]
+    environ = {**os.environ, "PYTHONPATH": str(cwd)}
+    for name in ("AIOPROC_BACKEND", "AIOPROC_STRATEGY"):
+        environ.pop(name, None)
+    environ.update(env)
+    print("$", *(f"{name}={value!r}" for name, value in env.items()), *argv, flush=True)
+    process = subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
+    signal.alarm(FUSE)
+    last: list[str] = []
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = [*last[-19:], line.rstrip()]
+        returncode = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    finally:
+        signal.alarm(0)
+        process.stdout.close()
+    if returncode:
+        raise Failed(f"exit code {returncode} {pytest_summary(last)}")
+    return "\n".join(last)
+
+
+def pytest_summary(lines: list[str]) -> str:
+    """pytest's own last line, or nothing."""
+    pattern = re.compile(r"=* ?\d+ (passed|failed|skipped|error|deselected).* in [\d.]+s.*")
+    found = [line for line in lines if pattern.fullmatch(line)]
+    return found[-1] if found else ""
+
+
+def run_tests(*command: str, cwd: Path = ROOT, env: Env = NOTHING) -> str:
+    """Runs pytest by some command; returns its summary."""
+    summary = pytest_summary(run(*command, cwd=cwd, env=env).splitlines())
+    if " passed" not in summary:
+        raise Failed("no test was run")
+    return summary
+
+
+def pytest(*arguments: str, cwd: Path = ROOT, env: Env = NOTHING) -> str:
+    return run_tests(sys.executable, "-m", "pytest", *WAIVED, *arguments, cwd=cwd, env=env)
+
+
+# -- what CI runs
+
+
+def build() -> None:
+    """The extension, with every warning an error."""
+    env = {
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": "-Werror -Wshadow -Wvla",
+    }
+    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force", env=env)
+
+
+def lint() -> None:
+    run(sys.executable, "-m", "ruff", "check", ".")
+    run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+def types() -> None:
+    run(sys.executable, "-m", "mypy")
+
+
+def demo() -> None:
+    """The main job: real programs by the hundred."""
+    run(sys.executable, "tools/demo.py")
+
+
+def cpython() -> None:
+    """CPython's own tests, served by aioproc."""
+    run(sys.executable, "tools/cpython_tests.py")
+
+
+def suite() -> str:
+    return pytest()
+
+
+def readme_suite() -> str:
+    """The suite, by the command that the README gives for a fresh machine."""
+    return run_tests("bash", "-euc", readme_command("pytest"))
+
+
+def readme_command(word: str) -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S):
+        if word in block:
+            return str(block)
+    raise Failed(f"the README has no command with {word}")
+
+
+# -- the long ones
+
+
+def forced(name: str, value: str) -> Check:
+    def check() -> str:
+        if WITHOUT_EXTENSION and value != "pure":
+            raise Skipped("no extension")
+        return pytest(env={name: value})
+
+    return check
+
+
+def seccomp() -> str:
+    """Without pidfd_open: the pure backend with its polling thread."""
+    if sys.platform != "linux":
+        raise Skipped("Linux only")
+    denied = [sys.executable, "tests/seccomp.py", "pidfd_open"]
+    command = [sys.executable, "-m", "pytest", *WAIVED]
+    return run_tests(*denied, *command, env={"AIOPROC_BACKEND": "pure"})
+
+
+def strict() -> str:
+    """Development mode, warnings are errors."""
+    return run_tests(sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", *WAIVED)
+
+
+def heavy() -> str:
+    return pytest("-m", "heavy")
+
+
+def cpython_more() -> None:
+    """CPython's tests again, after aioproc.install(), and on the pure backend."""
+    run(sys.executable, "tools/cpython_tests.py", "--install")
+    run(sys.executable, "tools/cpython_tests.py", env={"AIOPROC_BACKEND": "pure"})
+
+
+@contextmanager
+def copy_of_tree() -> Iterator[Path]:
+    """For a build that nobody else is to find."""
+    with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
+        copy = Path(directory) / "aioproc"
+        ignore = shutil.ignore_patterns(
+            "*.so", ".git", ".venv*", ".cache", ".*_cache", "build", "dist", "__pycache__"
+        )
+        shutil.copytree(ROOT, copy, ignore=ignore)
+        yield copy
+
+
+def runtimes(*names: str) -> str:
+    """The paths of the compiler's own libraries, for LD_PRELOAD."""
+    compiler = os.environ.get("CC", "gcc").split()[0]
+    paths = []
+    for name in names:
+        answer = subprocess.run(
+            [compiler, f"-print-file-name={name}"], stdout=subprocess.PIPE, text=True, check=True
+        )
+        path = answer.stdout.strip()
+        if not os.path.isabs(path):
+            raise Skipped(f"{compiler} has no {name}")
+        paths.append(os.path.realpath(path))
+    return " ".join(paths)
+
+
+def sanitizers() -> str:
+    """The extension built with ASan and UBSan. Python itself is not, so the runtimes are
+    preloaded; what Python keeps until its exit is no leak of ours."""
+    if sys.platform != "linux" or WITHOUT_EXTENSION:
+        raise Skipped("no extension")
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+    building = {
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": f"{flags} -O1 -g -fno-omit-frame-pointer",
+        "AIOPROC_LDFLAGS": flags,
+    }
+    testing = {
+        "AIOPROC_BACKEND": "native",
+        "LD_PRELOAD": runtimes("libasan.so", "libubsan.so"),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    with copy_of_tree() as tree:
+        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        return pytest(cwd=tree, env=testing)
+
+
+def interpreters(given: list[str]) -> Check:
+    """The suite on the other interpreters that can be had here."""
+
+    def check() -> None:
+        if WITHOUT_EXTENSION:
+            raise Skipped("no extension")
+        more = [word for python in given for word in ("--python", python)]
+        run(sys.executable, "tools/interpreters.py", *more)
+
+    return check
+
+
+# -- the table
+
+
+def repeated(times: int, tests: list[str]) -> Check:
+    def check() -> str:
+        for i in range(times):
+            say(f"{i + 1} of {times}")
+            pytest("-q", "-x", *tests)
+        return f"{times} times"
+
+    return check
+
+
+def chosen(options: argparse.Namespace) -> dict[str, Check]:
+    everything = options.full or options.only or options.list
+    checks: dict[str, Check] = {}
+    if not WITHOUT_EXTENSION:
+        checks["build"] = build
+    checks |= {"lint": lint, "types": types, "demo": demo, "cpython": cpython}
+    if everything:
+        checks |= {
+            "native": forced("AIOPROC_BACKEND", "native"),
+            "pure": forced("AIOPROC_BACKEND", "pure"),
+            "clone": forced("AIOPROC_STRATEGY", "clone"),
+            "portable": forced("AIOPROC_STRATEGY", "portable"),
+            "seccomp": seccomp,
+            "strict": strict,
+            "heavy": heavy,
+            "sanitizers": sanitizers,
+            "cpython-more": cpython_more,
+        }
+    if everything or options.python:
+        checks["interpreters"] = interpreters(options.python)
+    # Last, so that its summary is the end of the output.
+    checks["suite"] = readme_suite if options.readme else suite
+    if options.only:
+        unknown = sorted(set(options.only) - set(checks))
+        if unknown:
+            sys.exit(f"no such check: {', '.join(unknown)} (--list names them)")
+        checks = {name: check for name, check in checks.items() if name in options.only}
+    return checks
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Every check of this project.")
+    add = parser.add_argument
+    add("--full", action="store_true", help="the long ones too")
+    add("--list", action="store_true", help="name the checks")
+    add("--only", nargs="+", metavar="CHECK", help="these alone")
+    add("--readme", action="store_true", help="the suite by the README's command")
+    add("--python", action="append", default=[], help="for tools/interpreters.py; implies it")
+    add("--repeat", type=int, metavar="N", help="run TESTS N times, and nothing else")
+    add("tests", nargs="*", metavar="TESTS", help="for --repeat")
+    options = parser.parse_args()
+    if options.tests and not options.repeat:
+        parser.error("TESTS are for --repeat")
+    if options.repeat:
+        checks = {"repeat": repeated(options.repeat, options.tests)}
+    else:
+        checks = chosen(options)
+    if options.list:
+        print("\n".join(checks))
+        return 0
+
+    rows: list[tuple[str, float, str]] = []
+    failed = False
+    words = ""
+    for i, (name, check) in enumerate(checks.items(), 1):
+        say(f"[{i}/{len(checks)}] {name}")
+        start = time.monotonic()
+        try:
+            words = check() or ""
+            result = "passed"
+        except Skipped as error:
+            words, result = str(error), "skipped"
+        except Failed as error:
+            words, result = str(error), "FAILED"
+            failed = True
+        rows.append((name, time.monotonic() - start, f"{result:<8}{words.replace('=', '')}"))
+
+    say("Checks")
+    for name, seconds, text in rows:
+        print(f"  {name:<14}{seconds:7.1f} s  {text}")
+    print("FAILED" if failed else "All passed.")
+    summary = re.search(r"=+ .* =+$", words)
+    if summary:
+        print(summary[0])
+    sys.stdout.flush()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
