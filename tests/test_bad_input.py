@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers import script
 
 pytestmark = pytest.mark.asyncio

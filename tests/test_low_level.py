@@ -8,6 +8,7 @@ import signal
 from typing import Any
 
 import pytest
+
 from conftest import python
 
 pytestmark = pytest.mark.asyncio
