@@ -293,7 +293,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if type(data) is bytes and not self._buffer and not self._closing:
             # By far the most frequent.
             size = len(data)
-            if size <= CHUNK:
+            if 0 < size <= CHUNK:
                 n = self._write_now(data)
                 if n == size or self._closing:
                     return
@@ -450,9 +450,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         child = self._child
         assert child is not None
         self._tell(self._protocol.connection_made, self)
-        if self._closed:  # by connection_made
-            pass
-        else:
+        if not self._closed:  # by connection_made
             for pipe in self._pipes.values():
                 pipe.start()
         if child.returncode is not None:
