@@ -18,7 +18,7 @@ from . import programs
 from .measure import Request
 from .peers import PEERS, Entry, versions
 from .results import Row
-from .works import Metrics, Work
+from .works import WORKS, Metrics, Work
 
 #: Seconds; a fuse.
 FUSE = 300
@@ -96,12 +96,23 @@ def run(plans: list[Plan], rounds: int) -> None:
     progress = Progress(rounds * sum(len(item.peers) for item in plans))
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         programs.build(Path(directory))
+        _compile({peer for item in plans for peer in item.peers}, directory)
         for item in plans:
             for number in range(rounds):
                 for peer in item.peers if number % 2 == 0 else reversed(item.peers):
                     progress.at(item.row.name, peer)
                     _once(item, peer, directory)
     progress.end()
+
+
+def _compile(peers: set[str], directory: str) -> None:
+    """Uses each peer once. A process that has to compile its modules first, as they are
+    not after an installation, is slower to import and has other memory to spare."""
+    for peer in peers:
+        try:
+            _measure(PEERS[peer], WORKS["spawn-1"], Request("spawn-1", peer, 1, 0, directory))
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            pass  # its measurements will tell
 
 
 def _once(item: Plan, peer: str, directory: str) -> None:
@@ -124,6 +135,7 @@ def _measure(entry: Entry, work: Work, request: Request) -> Metrics:
     if entry.threads:
         return _limit(entry, work, request)
     environment = {**os.environ, "AIOPROC_BACKEND": entry.backend or ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # see _compile
     command = [sys.executable, "-m", "tools.bench.measure", json.dumps(asdict(request))]
     return _answer(command, env=environment)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -28,18 +27,10 @@ print(imported - start, time.perf_counter() - begin)
 def _measure(_: Peer, setting: Setting) -> Metrics:
     modules = PEERS[setting.peer].modules
     command = [sys.executable, "-c", CODE, setting.peer, setting.programs.true, *modules]
-    # As after an installation: compiled, and not anew at each start.
-    environment = {**os.environ}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def start() -> list[float]:
-        output = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
-        ).stdout
-        return [float(seconds) * 1e3 for seconds in output.split()]
-
-    start()
-    results = [start() for _ in range(setting.count)]
+    results = []
+    for _i in range(setting.count):
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results.append([float(seconds) * 1e3 for seconds in output.split()])
     imported, first = map(statistics.median, zip(*results, strict=True))
     return {"time": imported, "first": first}
 
