@@ -208,7 +208,7 @@ class Process(asyncio.subprocess.Process):
     @property
     def args(self) -> Any:
         """What was run: (program, *arguments), or the shell's command. Not in asyncio."""
-        return self._transport._spec.user_args
+        return self._transport.user_args
 
     @property
     def rusage(self) -> ResourceUsage | None:

@@ -324,8 +324,9 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if self._accepts(len(data)):
             if len(data) >= BULKY:
                 self._end.enlarge()
-            self._push(data)
-            self._ready()
+            rest = data if self._buffer else data[self._write_now(data[:CHUNK]) :]
+            if len(rest) and not self._closing:
+                self._push(rest)
 
     def _accepts(self, size: int) -> bool:
         if self._closing or self._lost:
@@ -427,7 +428,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._loop = loop
         self._protocol: Any = protocol
         self._child = child
-        self._spec = spec
+        # Not the whole spec, which holds everything twice.
+        self.user_args = spec.user_args
         self._closed = False
         self._returncode: int | None = None
         self._finished = False
@@ -492,7 +494,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
                 None if pipe is None else pipe.get_extra_info("pipe")
                 for pipe in map(self._pipes.get, (0, 1, 2))
             ]
-            self._popen = Popen(self._child, self._look, self._spec.user_args, *files)
+            self._popen = Popen(self._child, self._look, self.user_args, *files)
         return self._popen
 
     def _look(self) -> int | None:

@@ -103,7 +103,8 @@ class NativeChild:
     def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
         self._port: _Port | None = port
         self._token = token
-        self._spec = spec
+        #: For the error of a failed exec; let go of once it has worked.
+        self._spec: SpawnSpec | None = spec
         self._generation = generation.number
         self._error: OSError | None = None
         self.pid = pid
@@ -154,6 +155,7 @@ class NativeChild:
         """AP_EXITED or AP_FAILED has come. Any thread; tells nobody."""
         self._port = None
         if completion.kind == lib.AP_FAILED:
+            assert self._spec is not None
             self._error = spawn_error(self._spec, completion.error, completion.step)
             return
         self.rusage = _usage(completion)
@@ -173,6 +175,7 @@ class NativeChild:
         if started is not None and not started.done():
             if self._error is None:
                 started.set_result(None)
+                self.started = self._spec = None
             else:
                 started.set_exception(self._error)
         if self.returncode is None:
