@@ -556,8 +556,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             else:
                 pipe.close()
         child = self._child
-        # Without asking it first: at interpreter exit os.wait4 works no more.
-        if child is not None and child.returncode is None:
+        # Only peek: at interpreter exit os.wait4, which poll() may need, works no more.
+        if child is not None and child.peek() is None:
             if self._loop.get_debug():
                 logger.warning("Close running child process: kill %r", self)
             try:
