@@ -9,6 +9,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import aioproc
 from aioproc import _backends
 
@@ -24,6 +26,12 @@ if {uvloop}:
 else:
     new_event_loop = asyncio.SelectorEventLoop
 """
+
+
+def asyncio_since(api: Any, version: tuple[int, int], what: str) -> None:
+    """Skips the oracle on a Python whose asyncio has this fault."""
+    if api.is_oracle and sys.version_info < version:
+        pytest.skip(f"asyncio before {version[0]}.{version[1]}: {what}")
 
 
 def on_uvloop() -> bool:

@@ -76,6 +76,7 @@ class Side:
         self.reader.set_transport(self.transport)
         self.task: asyncio.Task[Any] | None = None
         self.log: list[Any] = []
+        self.ended = False
 
     def begin(self, operation: str, arguments: tuple[Any, ...]) -> None:
         self.task = asyncio.ensure_future(getattr(self.reader, operation)(*arguments))
@@ -89,9 +90,9 @@ class Side:
                 self.log.append((type(error), error.args, vars(error)))
             self.task = None
         reader = self.reader
-        self.log.append(
-            (self.task is None, reader.at_eof(), reader.exception(), self.transport.paused)
-        )
+        # After the end of the data it means nothing; asyncio then forgets to resume.
+        paused = self.transport.paused and not self.ended
+        self.log.append((self.task is None, reader.at_eof(), reader.exception(), paused))
 
 
 def some_text(randoms: random.Random) -> bytes:
@@ -157,6 +158,7 @@ async def compare_with_asyncio(seed: int) -> None:
         await agree()
     for side in sides:
         side.reader.feed_eof()
+        side.ended = True
     await agree()
     for _ in range(10):
         operation, arguments = some_operation(randoms)
@@ -337,6 +339,7 @@ async def test_a_cancelled_read_loses_nothing(
     aioproc: Any, method: str, arguments: tuple[Any, ...], result: bytes
 ) -> None:
     process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    read = b""
     for part in b"he", b"llo\n":
         reading = asyncio.create_task(getattr(process.stdout, method)(*arguments))
         await asyncio.sleep(0)
@@ -345,12 +348,15 @@ async def test_a_cancelled_read_loses_nothing(
         await asyncio.sleep(0)
         reading.cancel()
         outcome = (await asyncio.gather(reading, return_exceptions=True))[0]
-        if outcome == b"he":  # read(5) may be quick
-            result = result[2:]
+        if isinstance(outcome, bytes):
+            read += outcome
         else:
             assert isinstance(outcome, asyncio.CancelledError)
     process.stdin.close()
-    assert await getattr(process.stdout, method)(*arguments) == result[: len(result)]
+    if not read:
+        read = await getattr(process.stdout, method)(*arguments)
+        assert read == result
+    assert read + await process.stdout.read() == b"hello\n"
     await process.wait()
 
 
