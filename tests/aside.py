@@ -52,7 +52,14 @@ class Aside(NamedTuple):
         env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
         return env
 
-    def run(self, code: str, *args: object, flags: tuple[str, ...] = (), **env: str) -> str:
+    def run(
+        self,
+        code: str,
+        *args: object,
+        flags: tuple[str, ...] = (),
+        fuse: float = FUSE,
+        **env: str,
+    ) -> str:
         """Runs the code; returns what it prints. It must end well and be silent."""
         done = subprocess.run(
             [sys.executable, *flags, "-c", PREAMBLE.format(subject=self.subject) + code]
@@ -61,7 +68,7 @@ class Aside(NamedTuple):
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=FUSE,
+            timeout=fuse,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stderr + done.stdout
         return done.stdout

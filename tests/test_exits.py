@@ -64,7 +64,7 @@ finally:
 
 
 def check_stolen(aside: Aside, count: int, how: str) -> None:
-    told = aside.run(STOLEN, count, how).splitlines()
+    told = aside.run(STOLEN, count, how, fuse=60 + count / 2).splitlines()
     assert len(told) == count
     # The main strategy has the descriptor from the child's first moment on, and with it
     # what the kernel keeps of the exit.
