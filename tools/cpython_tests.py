@@ -81,11 +81,7 @@ EXCLUSIONS = [
     ),
     Exclusion(
         "test_close_kill_running",
-        "replaces kill() of the Popen object inside asyncio's transport",
-    ),
-    Exclusion(
-        "test_close_dont_kill_finished",
-        "waits behind asyncio's back by the Popen object inside asyncio's transport",
+        "replaces kill() of the Popen object and expects the transport's close() to call it",
     ),
     Exclusion(
         "test_popen_error",
