@@ -505,7 +505,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         try:
             return await waiter
         finally:
-            if not waiter.done() or waiter.cancelled():
+            # The exit empties the list, also when it comes between a cancellation and here.
+            if waiter in self._exit_waiters:
                 self._exit_waiters.remove(waiter)
 
     def _tell(self, method: Callable[..., Any], *args: Any) -> None:
