@@ -262,6 +262,27 @@ async def test_many_wait_for_one(api: Any) -> None:
 
 
 @asynchronous
+async def test_wait_is_cancelled_when_the_exit_comes(aioproc: Any) -> None:
+    """The exit is told between the cancellation and its arrival."""
+    for rounds in range(4):
+        process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        waiting = asyncio.ensure_future(process.wait())
+        await asyncio.sleep(0)
+        process.stdin.close()
+        end = time.monotonic() + 10
+        while state_of(process.pid) != "Z" and time.monotonic() < end:
+            time.sleep(0.001)  # the loop must not notice
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        try:
+            assert await waiting == 0
+        except asyncio.CancelledError:
+            pass
+        assert await process.wait() == 0
+
+
+@asynchronous
 async def test_the_transport_is_closed_before_the_exit_is_noticed(aioproc: Any) -> None:
     """Whose descriptors, closed under the loop's hands, would be the next child's."""
     protocols = []
