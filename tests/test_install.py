@@ -552,7 +552,7 @@ async def test_repr(api: Any) -> None:
     assert repr(process.stdout).startswith("<StreamReader ")
     assert repr(process.stdin).startswith("<StreamWriter transport=<")
     assert repr(process.stdout) in repr(process._protocol)
-    await process.communicate()
+    await process.communicate(b"")  # which closes stdin, also on 3.10
     assert f"closed pid={process.pid} returncode=0" in repr(transport)
 
 
@@ -571,7 +571,7 @@ async def test_no_tasks_are_left(api: Any) -> None:
     process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
     if not api.is_oracle:
         assert asyncio.all_tasks() == {me}
-    await process.communicate()
+    await process.communicate(b"")
     assert asyncio.all_tasks() == {me}
 
 

@@ -3,7 +3,6 @@
 
 import asyncio
 import io
-import sys
 
 from shellous import sh
 
@@ -31,7 +30,8 @@ async def main() -> None:
         await task
     except asyncio.CancelledError:
         print("cancelled")
-    if "uvloop" not in sys.modules:  # which does not take shellous's terminals
+    if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        # uvloop does not take shellous' terminals.
         print(repr(await sh("sh", "-c", "test -t 1 && echo a terminal").set(pty=True)))
     try:
         await sh("no-such-program")
