@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ async def test_as_popen(aioproc: Any, files: Path) -> None:
     for case, (args, options) in CASES.items():
         args, options = filled_in(args, files), filled_in(options, files)
         expected = popen_error(args, options)
+        if case == "huge fd" and sys.implementation.name == "pypy":
+            expected = OverflowError()  # PyPy's own takes the lower 32 bits of it
         assert expected is not None, f"{case} is not wrong at all"
         ours: BaseException | None = None
         try:
