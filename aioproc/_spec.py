@@ -35,10 +35,14 @@ def _stream(name: str, value: Stream) -> int | None:
             raise ValueError("STDOUT can only be used for stderr")
         if value < 0 and value not in (PIPE, DEVNULL):
             raise ValueError(f"{name} cannot be the file descriptor {value}")
-        return value
-    fd = value.fileno()
-    if not isinstance(fd, int):
-        raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
+        fd = value
+    else:
+        fd = value.fileno()
+        if not isinstance(fd, int):
+            raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
+    if fd > _MAX_FD:
+        # PyPy's Popen would take the lower 32 bits of it.
+        raise OverflowError(f"{name} cannot be the file descriptor {fd}")
     return fd
 
 

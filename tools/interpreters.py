@@ -414,6 +414,7 @@ def test(interpreter: Interpreter, options: argparse.Namespace) -> Result:
 
     say(f"{name}: tests")
     arguments = ["-X", "dev", "-W", "error", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
+    arguments += ["-o", "faulthandler_exit_on_timeout=true"]
     arguments += ["--junitxml", "report.xml", *(["--no-uvloop"] if no_uvloop else [])]
     start = time.monotonic()
     code = world.python(*arguments, *options.pytest)
