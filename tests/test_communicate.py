@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import random
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,12 +97,7 @@ async def test_a_child_that_closes_its_stdin_and_goes_on(api: Any) -> None:
 
 
 async def test_no_input_closes_stdin(api: Any) -> None:
-<<<<<<< HEAD
     asyncio_since(api, (3, 12), "only input has stdin closed")
-=======
-    if api.is_oracle and sys.version_info < (3, 12):
-        pytest.skip("asyncio closes it since 3.12, and waits for ever before")
->>>>>>> interp
     process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
     assert await process.communicate() == (b"", None)
     assert process.stdin.is_closing()
