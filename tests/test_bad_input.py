@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import subprocess
@@ -163,9 +164,14 @@ def filled_in(value: Any, files: Path) -> Any:
 
 
 def popen_error(args: list[Any], options: dict[str, Any]) -> BaseException | None:
+    before = set(open_fds())
     try:
         process = subprocess.Popen(args, **options)
     except Exception as error:
+        # Early releases of Python 3.11 leave the pipes open that nobody was given.
+        gc.collect()
+        for fd in set(open_fds()) - before:
+            os.close(fd)
         return error
     process.communicate()
     return None
