@@ -553,7 +553,9 @@ async def test_repr(api: Any) -> None:
     assert repr(process.stdin).startswith("<StreamWriter transport=<")
     assert repr(process.stdout) in repr(process._protocol)
     await process.communicate(b"")  # which closes stdin, also on 3.10
-    assert f"closed pid={process.pid} returncode=0" in repr(transport)
+    assert f"pid={process.pid} returncode=0" in repr(transport)
+    if not api.is_oracle:  # up to 3.11 asyncio's may be closed a little later
+        assert "Transport closed pid=" in repr(transport)
 
 
 @pytest.mark.asyncio
