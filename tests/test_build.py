@@ -47,7 +47,7 @@ def tree(tmp_path: Path) -> Path:
     """A copy of the sources, without anything built."""
     copy = tmp_path / "tree"
     ignore = shutil.ignore_patterns(
-        "*.so", "__pycache__", "build", "dist", ".git", ".venv*", ".*_cache", "*.egg-info"
+        "*.so", "__pycache__", "build", "dist", ".git", ".venv*", ".*cache", "*.egg-info"
     )
     shutil.copytree(ROOT, copy, ignore=ignore)
     return copy
