@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 from types import TracebackType
 from typing import Any
 
@@ -36,7 +35,7 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         self._stdin_open = False
         self._stdin_error: Exception | None = None
         self._paused = False
-        self._drain_waiters: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._drain_waiters: list[asyncio.Future[None]] = []
         self._close_waiters: list[asyncio.Future[None]] = []
         #: Resolved when all pipes have ended and the child has exited.
         self._all_done: asyncio.Future[None] | None = None

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._transport import ReadPipeTransport, WritePipeTransport
+from ._transport import NOTHING, ReadPipeTransport, WritePipeTransport
 
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What
 #: asyncio's default limit of 64 KiB makes of it.
@@ -57,13 +57,15 @@ class StreamReader(asyncio.StreamReader):
         self._limit = limit
         self._pause_at = PAUSE_AT if limit is None else 2 * limit
         self._loop = asyncio.get_running_loop() if loop is None else loop
-        self._pieces: collections.deque[bytes] = collections.deque()
+        self._pieces: collections.deque[bytes] = NOTHING
         self._size = 0
         self._lines = 0
         self._searched = 0
         self._eof = False
         self._waiter: asyncio.Future[None] | None = None
         self._exception: Exception | None = None
+        #: Neither a limit nor an exception is to be looked at before a line is given.
+        self._unlimited = limit is None
         self._transport: Any = None
         self._paused = False
         self._sink: io.BytesIO | None = None
@@ -93,6 +95,7 @@ class StreamReader(asyncio.StreamReader):
 
     def set_exception(self, exc: Exception) -> None:
         self._exception = exc
+        self._unlimited = False
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_exception(exc)
@@ -111,9 +114,11 @@ class StreamReader(asyncio.StreamReader):
 
     def feed_data(self, data: Iterable[Any]) -> None:
         assert not self._eof, "feed_data after feed_eof"
-        piece = bytes(data)
+        piece = data if type(data) is bytes else bytes(data)
         if not piece:
             return
+        if self._pieces is NOTHING:
+            self._pieces = collections.deque()
         self._pieces.append(piece)
         self._size += len(piece)
         self._wake()
@@ -226,7 +231,8 @@ class StreamReader(asyncio.StreamReader):
         With a limit: ValueError for a line that is longer, which is dropped (asyncio's
         rule).
         """
-        self._check()
+        if self._exception is not None:
+            raise self._exception
         limit = self._limit
         while not self._lines and not self._cut_lines():
             if limit is not None and self._size > limit:
@@ -337,7 +343,7 @@ class StreamReader(asyncio.StreamReader):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._lines and self._limit is None and self._exception is None:
+        if self._lines and self._unlimited:
             # readline()'s own last step; a million lines are a million of these.
             self._lines -= 1
             line = self._pieces.popleft()
@@ -458,7 +464,9 @@ class StreamWriter(asyncio.StreamWriter):
             # Lets the news of a closed pipe arrive, or a loop of write() and drain()
             # would never learn of it.
             await asyncio.sleep(0)
-        await self._protocol._drain_helper()
+        protocol = self._protocol
+        if protocol._paused or not protocol._stdin_open:
+            await protocol._drain_helper()
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> None:
         """Pipes have no TLS: always NotImplementedError."""

@@ -40,6 +40,10 @@ QUIET_WRITES = 5
 
 Buffer = bytes | bytearray | memoryview
 
+#: Stands for a deque in all who have nothing to put into one yet: most children never
+#: do, and an empty deque takes more memory than all else of a pipe.
+NOTHING: collections.deque[Any] = collections.deque(maxlen=0)
+
 
 class _Scratch(threading.local):
     """A buffer to read into, one a thread and so one a loop."""
@@ -234,7 +238,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
 
     def __init__(self, owner: SubprocessTransport, fd: int, end: WriteEnd) -> None:
         super().__init__(owner, fd, end)
-        self._buffer: collections.deque[memoryview] = collections.deque()
+        self._buffer: collections.deque[memoryview] = NOTHING
         self._size = 0
         self._high = HIGH_WATER
         self._low = HIGH_WATER // 4
@@ -347,6 +351,8 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             return 0
 
     def _push(self, data: memoryview) -> None:
+        if self._buffer is NOTHING:
+            self._buffer = collections.deque()
         self._buffer.append(data)
         self._size += len(data)
         self._end.watch(self._ready)

@@ -6,9 +6,11 @@ Shared by the rooms that hand file descriptors to a child.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .base import generation
 
@@ -72,11 +74,19 @@ class _End:
         return self._generation == generation.number and not self._loop.is_closed()
 
 
-class FdReadEnd(_End):
-    __slots__ = ()
+def _closed(_: object) -> Any:
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    def read(self, n: int) -> bytes:
-        return os.read(self._fd, n)
+
+class FdReadEnd(_End):
+    __slots__ = ("read",)
+
+    #: ReadEnd.read, without a Python function between.
+    read: Callable[[int], bytes]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        super().__init__(loop, fd)
+        self.read = partial(os.read, fd)
 
     def readinto(self, buffer: bytearray) -> int:
         return os.readv(self._fd, (buffer,))
@@ -95,18 +105,20 @@ class FdReadEnd(_End):
     def close(self) -> None:
         if self._fd >= 0:
             self.unwatch()
+            self.read = _closed
             self._close_fd()
 
 
 class FdWriteEnd(_End):
-    __slots__ = ("_reader_watched",)
+    __slots__ = ("_reader_watched", "write")
+
+    #: WriteEnd.write, likewise.
+    write: Callable[[bytes | memoryview], int]
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         super().__init__(loop, fd)
         self._reader_watched = False
-
-    def write(self, data: bytes | memoryview) -> int:
-        return os.write(self._fd, data)
+        self.write = partial(os.write, fd)
 
     def watch(self, callback: Callable[[], None]) -> None:
         if not self._watched:
@@ -134,6 +146,7 @@ class FdWriteEnd(_End):
                 self._reader_watched = False
                 if self._ours():
                     self._loop.remove_reader(fd)
+            self.write = _closed
             self._close_fd()
 
 
