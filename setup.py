@@ -9,6 +9,7 @@ AIOPROC_BUILD_EXTENSION decides:
 from __future__ import annotations
 
 import platform
+import re
 import sys
 import sysconfig
 import warnings
@@ -45,6 +46,12 @@ def has_stable_abi() -> bool:
 
 class BuildExtension(build_ext):
     """With ``auto`` a failed compile makes the package a pure one."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # From 3.15 on the name has the platform in it, and no older Python would find
+        # the extension of a wheel that says it is for all.
+        name: str = super().get_ext_filename(fullname)  # type: ignore[no-untyped-call]
+        return re.sub(r"\.abi3-[^.]+\.so$", ".abi3.so", name)
 
     def run(self) -> None:
         inplace = self.inplace

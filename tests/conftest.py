@@ -28,6 +28,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +225,15 @@ def reap_orphans() -> None:
         from aioproc._backends import posix
 
         posix.reap_orphans()
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie, which waits for its parent only."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:

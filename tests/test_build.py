@@ -28,6 +28,9 @@ from aioproc import _backends
 print(_backends.current().name, "_cffi_backend" in sys.modules)
 """
 
+PYPY = sys.implementation.name == "pypy"
+STABLE_ABI = not PYPY and not sysconfig.get_config_var("Py_GIL_DISABLED")
+
 pytest.importorskip("setuptools", minversion="77")  # older ones cannot read pyproject.toml
 
 
@@ -93,8 +96,8 @@ def assert_pure(wheel: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith(".so")]
-    # -S: without site-packages, so without cffi.
-    assert run_from(wheel, "-S") == ["pure", "False"]
+    # -S: without site-packages, so without cffi; which PyPy itself uses.
+    assert run_from(wheel, "-S") == ["pure", str(PYPY)]
 
 
 @pytest.mark.parametrize("state", [None, pytest.param("require", marks=pytest.mark.heavy)])
@@ -103,10 +106,12 @@ def test_the_extension_is_built(tree: Path, state: str | None) -> None:
     assert done.returncode == 0, done.stderr
     wheel = product(tree)
     assert "without the extension" not in done.stderr
-    if sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        assert "-cp310-abi3-" in wheel.name
     with zipfile.ZipFile(wheel) as archive:
-        assert [name for name in archive.namelist() if name.startswith("aioproc/_native.")]
+        [binary] = [name for name in archive.namelist() if name.endswith(".so")]
+        assert binary.startswith("aioproc/_native.")
+        if STABLE_ABI:  # and every CPython finds it
+            assert "-cp310-abi3-" in wheel.name
+            assert binary == "aioproc/_native.abi3.so"
         [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
         assert re.search(
             r"^Requires-Dist: cffi>=[\d.]+; platform", archive.read(metadata).decode(), re.M
@@ -134,7 +139,8 @@ def test_a_failed_compile_is_a_warning(tree: Path, state: str | None) -> None:
 
 
 def test_a_failed_compile_leaves_no_older_extension(tree: Path) -> None:
-    older = tree / "aioproc" / "_native.abi3.so"
+    suffix = ".abi3.so" if STABLE_ABI else sysconfig.get_config_var("EXT_SUFFIX")
+    older = tree / "aioproc" / f"_native{suffix}"
     older.write_bytes(b"not any more")
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree,

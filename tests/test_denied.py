@@ -8,6 +8,7 @@ import json
 import pytest
 
 import seccomp
+from aioproc._backends import pure
 from aside import Aside
 
 pytestmark = pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers for this machine")
@@ -74,7 +75,11 @@ print(report["not_used"])
         ({"pidfd_open": errno.EPERM}, "pure, Popen, thread", "pidfd_open: Operation not p"),
         ({"pidfd_open": errno.ENOSYS}, "pure, Popen, thread", "pidfd_open: Function not impl"),
         ({"pidfd_send_signal": errno.EPERM}, "pure, Popen, thread", "pidfd_send_signal: Oper"),
-        ({"waitid": errno.ENOSYS}, "pure, Popen, pidfd", "waitid(P_PIDFD): Function not impl"),
+        (
+            {"waitid": errno.ENOSYS},
+            f"pure, Popen, {pure.mechanism()}",
+            "waitid(P_PIDFD): Function not impl",
+        ),
     ],
     ids=lambda value: (
         ",".join(f"{n}-{errno.errorcode[e]}" for n, e in value.items())

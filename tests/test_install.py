@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import logging
@@ -448,6 +449,18 @@ async def test_blocking_wait_leaves_the_exit_to_the_loop(aioproc: Any) -> None:
     assert process.returncode is None
     assert "running" in repr(process._transport)
     assert await process.wait() == 5
+
+
+@pytest.mark.asyncio
+async def test_blocking_wait_after_somebody_elses(aioproc: Any) -> None:
+    # The loop, which would give up on the child, is blocked meanwhile.
+    process = await aioproc.create_subprocess_shell("exit 5")
+    popen = process._transport.get_extra_info("subprocess")
+    with contextlib.suppress(ChildProcessError):  # a polling thread may be faster
+        os.waitpid(process.pid, 0)
+    returncode = popen.wait(FUSE)
+    assert returncode in (5, aioproc.UNKNOWN_EXIT)
+    assert await process.wait() == returncode
 
 
 @pytest.mark.asyncio

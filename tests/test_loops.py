@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aside import Aside, children, open_fds, settle
-from conftest import Loop, loops, reap_orphans, run
+from conftest import Loop, is_alive, loops, reap_orphans, run
 from conftest import settle as settle_now
 
 Factory = Callable[[], Loop]
@@ -362,11 +362,3 @@ def test_the_interpreter_ends_while_a_child_lives(aside: Aside) -> None:
     """cat ends with its stdin; nothing is said, nothing hangs."""
     pid = int(aside.run(LEAVE))
     assert settle_now(lambda: not is_alive(pid))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

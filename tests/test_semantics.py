@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import python, run, settle
+from conftest import is_alive, python, run, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,15 +28,6 @@ def script(code: str, *args: str) -> list[str]:
 
     path = str(Path(aioproc.__file__).resolve().parent.parent)
     return [sys.executable, "-c", f"import sys; sys.path.insert(0, {path!r})\n{code}", *args]
-
-
-def is_alive(pid: int) -> bool:
-    """False for a zombie, which waits for its parent only."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def environment(backend: Any) -> dict[str, str]:

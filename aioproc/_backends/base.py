@@ -172,17 +172,6 @@ def spawn_error(spec: SpawnSpec, number: int, step: int) -> OSError:
     return OSError(number, os.strerror(number), filename)
 
 
-def peek(pid: int) -> int | None:
-    """How our child has ended, without reaping it; None if it lives, or is reaped."""
-    try:
-        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (AttributeError, ChildProcessError):  # a Python without waitid()
-        return None
-    if info is None:
-        return None
-    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
-
-
 def warn_unknown_exit(pid: int) -> None:
     logger.warning(
         "the exit status of child %d was taken by another wait in this process; "

@@ -24,7 +24,6 @@ from .base import (
     WriteEnd,
     generation,
     logger,
-    peek,
     spawn_error,
     warn_unknown_exit,
 )
@@ -135,8 +134,11 @@ class NativeChild:
 
     def peek(self) -> int | None:
         if self.returncode is None and self._generation == generation.number:
-            # None again if the loop's thread reaps it at this moment.
-            return peek(self.pid)
+            completion = ffi.new("ap_completion *")
+            if lib.ap_peek(self._token, completion) == 1:
+                status = completion.status
+                return UNKNOWN_EXIT if status < 0 else os.waitstatus_to_exitcode(status)
+        # None again while the loop's thread takes the news from the port.
         return self.returncode
 
     def expect_exit(self) -> None:

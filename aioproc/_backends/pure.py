@@ -20,7 +20,6 @@ from .base import (
     ResourceUsage,
     WriteEnd,
     generation,
-    peek,
     warn_unknown_exit,
 )
 from .pipes import Stdio, open_stdio
@@ -133,9 +132,18 @@ class PureChild:
 
     def peek(self) -> int | None:
         with self._lock:
-            if self.returncode is None and self._generation == generation.number:
-                return peek(self.pid)
-            return self.returncode
+            if self.returncode is not None or self._generation != generation.number:
+                return self.returncode
+            try:
+                info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except (AttributeError, ChildProcessError):
+                # PyPy and macOS before 3.13 have no waitid; or another wait was first.
+                # The watch hears of the exit all the same.
+                self.reap()
+                return self.returncode
+        if info is None:
+            return None
+        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
     def expect_exit(self) -> None:
         if self._watch is not None:

@@ -139,6 +139,10 @@ int ap_signal(int64_t token, int signal);
  * closed. -ESRCH for a token that is gone. */
 int ap_poll(int64_t token, ap_completion *out);
 
+/* As ap_poll, for children of any port: only looks. The child is not reaped, the
+ * port still tells of it, and of out only the status counts. */
+int ap_peek(int64_t token, ap_completion *out);
+
 /* Gives a port an orphan back, so that its completions come again; 1: its exec is
  * known to have worked, so that no AP_STARTED is among them. 0 or -errno. */
 int ap_port_rejoin(ap_port *port, int64_t token);

@@ -119,6 +119,16 @@ static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
   return ADVANCE_STARTED;
 }
 
+/* For a child that cannot be waited for, ECHILD: somebody else's wait took it, or
+ * SIGCHLD is ignored. The kernel keeps the status with the descriptor since Linux
+ * 6.15. It appears a moment after the wait, at release_task(); look a few times,
+ * then give up. ESRCH: the process went between the question for the status and
+ * that for the process. True when *status is final, -1 if nobody can tell it. */
+static bool taken_status(ap_child *child, int *status) {
+  int result = sys_pidfd_exit_status(child->pidfd, status);
+  return !((result == 0 || result == -ESRCH) && child->tries++ < 20);
+}
+
 static int exit_result(ap_child *child, ap_completion *out) {
   memset(out, 0, sizeof *out);
   out->token = child->token;
@@ -137,13 +147,7 @@ static int exit_result(ap_child *child, ap_completion *out) {
   /* Nothing to reap though the descriptor is readable: a debugger has the child
    * first (ptrace(2): the tracer's wait comes before the parent's). */
   if (result == 0 || result == -EINTR) return ADVANCE_LATER;
-  /* ECHILD: somebody else's wait took it, or SIGCHLD is ignored. The kernel
-   * keeps the status with the descriptor since Linux 6.15. It appears a moment
-   * after the wait, at release_task(); look a few times, then give up. ESRCH: the
-   * process went between the question for the status and that for the process. */
-  result = sys_pidfd_exit_status(child->pidfd, &out->status);
-  if ((result == 0 || result == -ESRCH) && child->tries++ < 20) return ADVANCE_LATER;
-  return ADVANCE_ENDED;
+  return taken_status(child, &out->status) ? ADVANCE_ENDED : ADVANCE_LATER;
 }
 
 int child_advance(ap_child *child, void (*before_close)(ap_child *),
@@ -222,6 +226,20 @@ int ap_poll(int64_t token, ap_completion *out) {
   ap_child *child = child_find(token);
   int result = -ESRCH;
   if (child) result = child->port ? 0 : orphan_ended(child, out);
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+int ap_peek(int64_t token, ap_completion *out) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = child ? 0 : -ESRCH;
+  if (child && child->state == CHILD_RUNNING && child->pidfd >= 0) {
+    out->status = -1;
+    result = sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG | WNOWAIT, out);
+    if (result == -ECHILD) result = taken_status(child, &out->status);
+    if (result < 0) result = 0;
+  }
   pthread_mutex_unlock(&ap_lock);
   return result;
 }
