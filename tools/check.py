@@ -140,7 +140,7 @@ def demo() -> None:
 
 def cpython() -> None:
     """CPython's own tests, served by aioproc."""
-    run(sys.executable, "tools/cpython_tests.py")
+    run(sys.executable, "tools/cpython_tests.py", "--install")
 
 
 def suite() -> str:
@@ -192,7 +192,7 @@ def heavy() -> str:
 
 def cpython_more() -> None:
     """CPython's tests again, after aioproc.install(), and on the pure backend."""
-    run(sys.executable, "tools/cpython_tests.py", "--install")
+    run(sys.executable, "tools/cpython_tests.py")
     run(sys.executable, "tools/cpython_tests.py", env={"AIOPROC_BACKEND": "pure"})
 
 
