@@ -347,7 +347,7 @@ def compare(
             faults.append(f"{where}: fails without aioproc\n{without.log}")
         for backend in backends:
             outcome = environment.run(trial, backend, loop)
-            row.append(f"{_told(trial, outcome, without)} ({outcome.children} children)")
+            row.append(f"{_told(trial, outcome, without)} (children: {outcome.children})")
             if bad := outcome.worse_than(without):
                 faults.append(f"{where}, {backend}: " + "\n".join(bad) + f"\n{outcome.log}")
             if not outcome.children:
