@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from aside import collect
 from conftest import is_alive, python, run, settle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,7 +172,7 @@ async def test_dropped_process_goes_on(api: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del process
-        gc.collect()
+        collect()
     assert is_alive(pid)
     os.close(writer)
     while Path(f"/proc/{pid}").exists():  # until it has been reaped, too
@@ -194,7 +194,7 @@ def test_child_outlives_its_loop(aioproc: Any, new_loop: Callable[[], Any]) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         process = None
-        gc.collect()
+        collect()
 
 
 def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> None:
@@ -206,7 +206,7 @@ def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> No
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del process
-        gc.collect()
+        collect()
     assert [warning.category for warning in caught] == [ResourceWarning]
     assert settle(lambda: not is_alive(pid))
 
@@ -227,7 +227,7 @@ def test_thread_whose_loop_ends(aioproc: Any, new_loop: Callable[[], Any]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         process = None
-        gc.collect()
+        collect()
 
 
 @pytest.mark.parametrize("how", ["return", "os._exit"])
