@@ -247,10 +247,11 @@ asyncio.run(main())
         script(code), capture_output=True, text=True, check=True, env=environment(aioproc)
     )
     pid = int(done.stdout)
-    if how == "return":
+    if how == "return" and sys.implementation.name != "pypy":
         assert settle(lambda: not is_alive(pid))
         assert "Traceback" not in done.stderr
     else:
+        # On PyPy nothing is collected at the end, with asyncio either.
         assert is_alive(pid)
         os.kill(pid, signal.SIGKILL)
 
