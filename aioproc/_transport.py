@@ -307,15 +307,14 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
             raise TypeError(f"data argument must be a bytes-like object, not {kind}")
-        view = memoryview(data)
-        if view.ndim != 1 or view.itemsize != 1 or not view.contiguous:
-            view = view.cast("B") if view.contiguous else memoryview(bytes(view))
+        # What is not immutable may be changed by the caller before it goes out, or grow,
+        # which it cannot while there is a view of it: on PyPy till some collection.
+        view = memoryview(data if type(data) is bytes else bytes(data))
         if not self._accepts(len(view)):
             return
         rest = view[self._write_now(view[:CHUNK]) :] if not self._buffer else view
         if len(rest) and not self._closing:
-            # What is not immutable may be changed by the caller before it goes out.
-            self._push(rest if type(data) is bytes else memoryview(bytes(rest)))
+            self._push(rest)
 
     def writelines(self, list_of_data: Iterable[Any]) -> None:
         self.write(b"".join(list_of_data))

@@ -36,7 +36,7 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import _backends
 from aioproc._backends import pure
-from aside import Aside, children, open_fds
+from aside import Aside, children, collect, open_fds
 
 Loop = asyncio.AbstractEventLoop
 
@@ -256,11 +256,14 @@ def no_leaks() -> Iterator[None]:
 
     def clean() -> bool:
         reap_orphans()
-        return (
+        if (
             not set(open_fds()) - set(fds)
             and not children() - kids
             and not set(threading.enumerate()) - threads
-        )
+        ):
+            return True
+        collect()
+        return False
 
     if not settle(clean):
         now = open_fds()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from aside import collect
 from conftest import open_fds
 from helpers import script
 
@@ -169,7 +169,7 @@ def popen_error(args: list[Any], options: dict[str, Any]) -> BaseException | Non
         process = subprocess.Popen(args, **options)
     except Exception as error:
         # Early releases of Python 3.11 leave the pipes open that nobody was given.
-        gc.collect()
+        collect()
         for fd in set(open_fds()) - before:
             os.close(fd)
         return error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aside import collect
 from conftest import python
 from helpers import asyncio_since, readable
 
@@ -34,7 +34,7 @@ def silence(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     loop.set_exception_handler(lambda loop, context: contexts.append(context))
     with caplog.at_level(logging.INFO):
         yield
-        gc.collect()
+        collect()
     loop.set_exception_handler(None)
     assert not contexts
     assert not caplog.records

@@ -60,7 +60,7 @@ async def main():
         kept["alone"]._transport.close()
         kept["starting"] = None
         kept.clear()
-        gc.collect()
+        collect()
         for pid in pids:
             os.kill(pid, 0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aside import Aside, children, open_fds, settle
+from aside import Aside, children, collect, open_fds, settle
 from conftest import Loop, is_alive, loops, reap_orphans, run
 from conftest import settle as settle_now
 
@@ -33,7 +32,7 @@ def noted() -> Iterator[list[str]]:
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, category, *rest: notes.append(category.__name__)
             yield notes
-            gc.collect()
+            collect()
     finally:
         sys.unraisablehook = hook
 
@@ -60,7 +59,7 @@ def test_300_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory) -> N
         for i in range(300):
             run(new_loop, main())
             if i % 50 == 49:
-                gc.collect()
+                collect()
                 assert settle_now(lambda: reap_orphans() or len(open_fds()) <= fds)  # type: ignore[func-returns-value]
     # One each, for a transport that nobody closed.
     assert set(notes) == {"ResourceWarning"}
@@ -338,7 +337,7 @@ async def main():
 run(main())
 run(main())
 del main
-gc.collect()
+collect()
 """
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from typing import Any
 
 import pytest
 
+from aside import collect
 from conftest import python
 
 pytestmark = pytest.mark.asyncio
@@ -266,7 +266,7 @@ async def test_dropping_a_live_transport(aioproc: Any) -> None:
     while child.returncode is None:
         await asyncio.sleep(0.001)
     del transport, protocol
-    gc.collect()
+    collect()
 
 
 # -- pipes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from aioproc import _process
+from aside import collect
 from conftest import is_alive, python, run, settle
 
 pytestmark = pytest.mark.asyncio
@@ -450,7 +450,7 @@ async def test_dropping_a_live_process_after_the_loop_was_closed(aioproc: Any) -
     def drop() -> None:
         with pytest.warns(ResourceWarning) as warnings:  # noqa: PT031
             run(new_loop, main())
-            gc.collect()
+            collect()
         assert len(warnings) == 1
 
     await in_thread(drop)

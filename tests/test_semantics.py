@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from aside import collect
 from conftest import is_alive, python, run, settle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,7 +167,7 @@ async def test_dropped_process_goes_on(api: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del process
-        gc.collect()
+        collect()
     assert is_alive(pid)
     os.close(writer)
     while Path(f"/proc/{pid}").exists():  # until it has been reaped, too
@@ -189,7 +189,7 @@ def test_child_outlives_its_loop(aioproc: Any, new_loop: Callable[[], Any]) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         process = None
-        gc.collect()
+        collect()
 
 
 def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> None:
@@ -201,7 +201,7 @@ def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> No
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del process
-        gc.collect()
+        collect()
     assert [warning.category for warning in caught] == [ResourceWarning]
     assert settle(lambda: not is_alive(pid))
 
@@ -222,7 +222,7 @@ def test_thread_whose_loop_ends(aioproc: Any, new_loop: Callable[[], Any]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         process = None
-        gc.collect()
+        collect()
 
 
 @pytest.mark.parametrize("how", ["return", "os._exit"])
@@ -242,10 +242,11 @@ asyncio.run(main())
         script(code), capture_output=True, text=True, check=True, env=environment(aioproc)
     )
     pid = int(done.stdout)
-    if how == "return":
+    if how == "return" and sys.implementation.name != "pypy":
         assert settle(lambda: not is_alive(pid))
         assert "Traceback" not in done.stderr
     else:
+        # On PyPy nothing is collected at the end, with asyncio either.
         assert is_alive(pid)
         os.kill(pid, signal.SIGKILL)
 

@@ -201,8 +201,10 @@ import asyncio, errno, os, select, signal, sys
 import subprocess  # knows its platform by more than the name
 sys.platform = sys.argv[1]
 for name in ("fork", "posix_spawn", "register_at_fork", "pidfd_open", "waitid", "wait4"):
-    delattr(os, name)
-del signal.pidfd_send_signal
+    if hasattr(os, name):  # PyPy has some
+        delattr(os, name)
+if hasattr(signal, "pidfd_send_signal"):
+    del signal.pidfd_send_signal
 for name in ("aioproc._native", "resource", "pwd", "grp"):
     sys.modules[name] = None
 

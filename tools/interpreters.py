@@ -53,7 +53,8 @@ PLATFORMS = [f"manylinux_2_{minor}_{platform.machine()}" for minor in (28, 17)]
 
 #: Debian's names of interpreters; each has a -dev package with its headers.
 PACKAGES = re.compile(r"python3\.\d+|python3\.\d+-nogil|pypy3")
-COMPILER = ("gcc", "libc6-dev")
+#: What builds the extension, and what some tests run.
+PROGRAMS = ("gcc", "libc6-dev", "git")
 
 #: The columns of the table, as tests/conftest.py names them.
 SUBJECTS = ("clone", "portable", "pure", "oracle")
@@ -226,7 +227,8 @@ def mirror() -> str:
 def debian_root(cache: Path, suite: str, archive: str | None, refresh: bool) -> Path:
     """A Debian with its interpreters, made at the first call."""
     root, ready = cache / "debian" / suite, cache / "debian" / f"{suite}.ready"
-    if ready.exists() and not refresh:
+    note = " ".join(PROGRAMS)
+    if ready.exists() and not refresh and ready.read_text().startswith(note + "\n"):
         return root
     log = cache / "logs" / f"debian-{suite}.log"
     log.unlink(missing_ok=True)
@@ -248,14 +250,14 @@ def debian_root(cache: Path, suite: str, archive: str | None, refresh: bool) -> 
     pythons = sorted(name for name in names if PACKAGES.fullmatch(name))
     headers = {f"{name}-dev" for name in pythons}.intersection(names)
     apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-    apt += ["install", "-y", "--no-install-recommends", *COMPILER, *pythons, *sorted(headers)]
+    apt += ["install", "-y", "--no-install-recommends", *PROGRAMS, *pythons, *sorted(headers)]
     must(enter(root, apt, {}), log, "apt in the Debian root")
-    ready.write_text("\n".join(pythons))
+    ready.write_text("\n".join([note, *pythons]))
     return root
 
 
 def debian_interpreters(root: Path) -> list[Interpreter]:
-    names = root.with_name(f"{root.name}.ready").read_text().split()
+    names = root.with_name(f"{root.name}.ready").read_text().splitlines()[1:]
     # python3.14-nogil's program is python3.14t.
     commands = [name.replace("-nogil", "t") for name in names]
     found = [probe(f"/usr/bin/{command}", root) for command in commands]
