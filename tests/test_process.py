@@ -55,6 +55,9 @@ async def test_terminate_and_kill(api: Any) -> None:
 async def test_signals_after_the_exit(api: Any, method: str) -> None:
     process = await api.create_subprocess_exec("true")
     await process.wait()
+    if api.is_oracle:
+        # asyncio 3.14 is silent instead until its transport is gone, a round later.
+        await asyncio.sleep(0)
     arguments = [signal.SIGTERM] if method == "send_signal" else []
     with pytest.raises(ProcessLookupError):
         getattr(process, method)(*arguments)
