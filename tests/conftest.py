@@ -23,6 +23,7 @@ import asyncio
 import gc
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import time
@@ -52,6 +53,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: takes long; part of tools/check.py --full")
     config.addinivalue_line("markers", "root: needs to be root")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell starts what is to run in the background. Children would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     loops(config)
     subjects(config)
 
