@@ -553,7 +553,8 @@ async def test_repr(api: Any) -> None:
     assert repr(process.stdin).startswith("<StreamWriter transport=<")
     assert repr(process.stdout) in repr(process._protocol)
     await process.communicate(b"")  # which closes stdin, also on 3.10
-    assert f"closed pid={process.pid} returncode=0" in repr(transport)
+    # asyncio closes the transport a moment later.
+    assert f"pid={process.pid} returncode=0" in repr(transport)
 
 
 @pytest.mark.asyncio
