@@ -245,6 +245,20 @@ def sanitizers() -> str:
         return pytest(cwd=tree, env=testing)
 
 
+def kqueue() -> str:
+    """The files of macOS and the BSDs, against tests/shim."""
+    if sys.platform != "linux" or WITHOUT_EXTENSION:
+        raise Skipped("no extension")
+    building = {
+        "AIOPROC_PLATFORM": "linux-kqueue",
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": "-Werror -Wshadow -Wvla",
+    }
+    with copy_of_tree() as tree:
+        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        return pytest(cwd=tree, env={"AIOPROC_BACKEND": "native"})
+
+
 def interpreters(given: list[str]) -> Check:
     """The suite on the other interpreters that can be had here."""
 
@@ -286,6 +300,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "strict": strict,
             "heavy": heavy,
             "sanitizers": sanitizers,
+            "kqueue": kqueue,
             "cpython-more": cpython_more,
         }
     if everything or options.python:
