@@ -10,47 +10,80 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cffi
 
 HERE = Path(__file__).resolve().parent
 
-#: sys.platform -> header and C files, from csrc/. A platform that is not here
-#: gets the pure-Python backend.
+
+class Platform(NamedTuple):
+    """What is compiled; paths from csrc/, flags for the compiler and the linker."""
+
+    header: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+
+
+_POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden")
+_POSIX = tuple(
+    f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")
+)  # and one way to watch, by one kind of handle
+_EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
+_KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
+
+_LINUX = Platform(
+    "posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl")
+)
+_MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("-pthread",))
+# The C library hides what is not C11 otherwise.
+_BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"))
+
+#: sys.platform, without a version. A platform that is not here gets the pure-Python
+#: backend.
 PLATFORMS = {
-    "linux": (
-        "posix/aioproc_posix.h",
-        (
-            "posix/children.c",
-            "posix/pidfd.c",
-            "posix/plan.c",
-            "posix/port_epoll.c",
-            "posix/spawn_clone.c",
-            "posix/spawn_posix.c",
-        ),
+    "linux": _LINUX,
+    "darwin": _MACOS,
+    "dragonfly": _BSD,
+    "freebsd": _BSD,
+    "netbsd": _BSD,
+    "openbsd": _BSD,
+    # Linux with the files of the BSDs, for the tests: see tests/shim.
+    "linux-kqueue": _LINUX._replace(
+        sources=(*_POSIX, *_KQUEUE),
+        flags=(*_POSIX_FLAGS, "-DAIOPROC_KQUEUE", "-Itests/shim"),
     ),
 }
 
 
-def make_ffibuilder() -> cffi.FFI:
-    header, sources = PLATFORMS[sys.platform]
+def platform_name() -> str:
+    """The key in PLATFORMS, be it there or not. AIOPROC_PLATFORM is for tools/."""
+    name = os.environ.get("AIOPROC_PLATFORM") or sys.platform
+    return name if name in PLATFORMS else name.rstrip("0123456789.")
+
+
+def make_ffibuilder(name: str) -> cffi.FFI:
+    header, sources, flags, link_flags = PLATFORMS[name]
     text = (HERE / header).read_text(encoding="utf-8")
     builder = cffi.FFI()
     builder.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     # AIOPROC_CFLAGS: further flags for tools/check.py (sanitizers, -Werror).
-    flags = ["-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"]
-    flags += shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
+    more = shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
+    more_link = shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))
+    folder = Path(header).parent.as_posix()
     builder.set_source(
         "aioproc._native",
         f'#include "{Path(header).name}"',
         # Relative to setup.py, which setuptools asks for.
         sources=[f"csrc/{source}" for source in sources],
-        include_dirs=[f"csrc/{Path(header).parent.as_posix()}"],
-        depends=[f"csrc/{header}", "csrc/posix/internal.h"],
-        extra_compile_args=flags,
-        extra_link_args=["-pthread", *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
+        include_dirs=[f"csrc/{folder}"],
+        depends=sorted(f"csrc/{folder}/{file.name}" for file in (HERE / folder).glob("*.h")),
+        extra_compile_args=[*flags, *more],
+        extra_link_args=[*link_flags, *more_link],
     )
     return builder
 
 
-ffibuilder = make_ffibuilder()
+if platform_name() in PLATFORMS:
+    ffibuilder = make_ffibuilder(platform_name())

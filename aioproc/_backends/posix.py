@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 ffi = _native.ffi
 lib = _native.lib
 
-STRATEGIES = {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}
+#: Those that this system has, the better one first.
+STRATEGIES = {
+    name: code
+    for name, code in {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}.items()
+    if code & lib.ap_strategies()
+}
 
 _BATCH = 64
 
@@ -60,6 +65,9 @@ def features() -> dict[str, bool]:
         "addchdir_np": bool(bits & lib.AP_HAS_ADDCHDIR),
         "addclosefrom_np": bool(bits & lib.AP_HAS_ADDCLOSEFROM),
         "inline_syscalls": bool(bits & lib.AP_INLINE_SYSCALLS),
+        "cloexec_default": bool(bits & lib.AP_HAS_CLOEXEC_DEFAULT),
+        "spawn_setsid": bool(bits & lib.AP_HAS_SETSID),
+        "kqueue": bool(bits & lib.AP_HAS_KQUEUE),
     }
 
 
