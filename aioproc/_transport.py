@@ -68,7 +68,8 @@ class _PipeTransport(asyncio.BaseTransport):
 
     def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd | WriteEnd) -> None:
         # BaseTransport's own __init__ makes a dict for each; most are never asked.
-        self._owner = owner
+        #: None after the end, so that no cycle is left to the garbage collector.
+        self._owner: SubprocessTransport | None = owner
         self._loop = owner._loop
         self._fd = fd
         self._end = end
@@ -99,10 +100,11 @@ class _PipeTransport(asyncio.BaseTransport):
                 mode = "wb" if self._fd == 0 else "rb"
                 self._file = PipeFile(self._end, mode, self.close)
             return self._file
-        return self._owner.get_extra_info(name, default)
+        return default if self._owner is None else self._owner.get_extra_info(name, default)
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._owner.get_protocol()
+    def get_protocol(self) -> asyncio.BaseProtocol | None:  # type: ignore[override]
+        """None after the end of the pipe, as asyncio's."""
+        return None if self._owner is None else self._owner.get_protocol()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         raise NotImplementedError("the pipes of a process belong to the process's protocol")
@@ -119,7 +121,9 @@ class _PipeTransport(asyncio.BaseTransport):
             self._lost = True
             self._closing = True
             self._end.close()
-            self._owner._pipe_lost(self._fd, exc)
+            owner, self._owner = self._owner, None
+            assert owner is not None
+            owner._pipe_lost(self._fd, exc)
 
     def _lose_soon(self, exc: Exception | None) -> None:
         """As _lose, but lets the caller's caller go on first."""
@@ -146,6 +150,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd) -> None:
         super().__init__(owner, fd, end)
         self._paused = False
+        self._receive: Callable[[bytes], None] | None = None
         self._sink: io.BytesIO | None = None
         self._total = 0
 
@@ -178,57 +183,57 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         if not self._closing:
             self._lose_soon(None)
 
+    def deliver_to(self, receive: Callable[[bytes], None] | None) -> None:
+        """Has what is read go there, past the protocol's pipe_data_received."""
+        self._receive = receive
+
     def collect(self, sink: io.BytesIO | None) -> None:
-        """Has what is read go straight into a buffer, past the protocol."""
+        """Has what is read go straight into a buffer, past all others."""
         self._sink = sink
+
+    def _lose(self, exc: Exception | None) -> None:
+        self._receive = None  # who mostly holds us in turn
+        super()._lose(exc)
 
     def _ready(self) -> None:
         taken = 0
-        try:
-            while True:
-                n = self._read_once()
-                taken += n
-                # One read a wake-up; of a bulky flow, which goes on while we look, as
-                # much as may be: a round of the loop costs more than a read.
-                if not n or self._total < BULKY or taken >= CHUNK:
-                    break
-                if self._paused or self._closing:
-                    return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._fatal(exc, "Fatal read error on pipe transport")
-            self._lose(exc)
-            return
-        if not n:
-            if self._loop.get_debug():
-                logger.info("%r was closed by peer", self)
-            self._lose(None)
-
-    def _read_once(self) -> int:
-        """How much was read and passed on; 0 at the end."""
-        sink = self._sink
-        if sink is None:
-            data = self._end.read(READ_SIZE)
-            n = len(data)
-            if n:
-                self._deliver(data)
-        else:
-            buffer = scratch()
-            n = self._end.readinto(buffer.buffer)
-            sink.write(buffer.view[:n])
-        before = self._total
-        self._total = before + n
-        if before < BULKY <= self._total and not self._closing:
-            self._end.enlarge()
-        return n
-
-    def _deliver(self, data: bytes) -> None:
-        try:
-            self._owner._protocol.pipe_data_received(self._fd, data)
-        except OSError as exc:
-            # Not to be taken for one of the pipe's.
-            self._owner._report("pipe_data_received", exc)
+        while True:
+            sink = self._sink
+            try:
+                if sink is None:
+                    data = self._end.read(READ_SIZE)
+                    n = len(data)
+                else:
+                    buffer = scratch()
+                    n = self._end.readinto(buffer.buffer)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                self._fatal(exc, "Fatal read error on pipe transport")
+                self._lose(exc)
+                return
+            if not n:
+                if self._loop.get_debug():
+                    logger.info("%r was closed by peer", self)
+                self._lose(None)
+                return
+            before = self._total
+            self._total = total = before + n
+            if total >= BULKY > before:
+                self._end.enlarge()
+            if sink is not None:
+                sink.write(buffer.view[:n])
+            elif self._receive is not None:
+                self._receive(data)
+            else:
+                assert self._owner is not None
+                self._owner._protocol.pipe_data_received(self._fd, data)
+            taken += n
+            # One read a wake-up, but of a bulky flow, which goes on while we look, as
+            # much as may be: a round of the loop costs more than a read. Who collects
+            # waits for the end, which often comes with the last data.
+            if (sink is None and total < BULKY) or taken >= CHUNK or self._paused or self._closing:
+                return
 
 
 class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
@@ -287,6 +292,13 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
     def close(self) -> None:
         self.write_eof()
 
+    def finish(self) -> None:
+        """As close(), for a caller who does not mind to be told of the end at once."""
+        if not self._closing:
+            self._closing = True
+            if not self._buffer:
+                self._lose(None)
+
     def abort(self) -> None:
         """Closes the pipe now; what has not gone out is lost."""
         if not self._lost:
@@ -298,11 +310,15 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             # By far the most frequent.
             size = len(data)
             if 0 < size <= CHUNK:
-                n = self._write_now(data)
-                if n == size or self._closing:
+                try:
+                    n = self._end.write(data)
+                except (BlockingIOError, InterruptedError):
+                    n = 0
+                except OSError as exc:
+                    self._broken(exc)
                     return
-                data = memoryview(data)[n:]
-                self._push(data)
+                if n < size:
+                    self._push(memoryview(data)[n:])
                 return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
@@ -382,6 +398,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._end.unwatch()
         if self._protocol_paused and self._size <= self._low:
             self._protocol_paused = False
+            assert self._owner is not None
             self._owner._tell(self._owner._protocol.resume_writing)
         if self._closing and not buffer and not self._lost:
             self._lose(None)
@@ -410,6 +427,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
     def _maybe_pause(self) -> None:
         if self._size > self._high and not self._protocol_paused:
             self._protocol_paused = True
+            assert self._owner is not None
             self._owner._tell(self._owner._protocol.pause_writing)
 
 
@@ -511,6 +529,9 @@ class SubprocessTransport(asyncio.SubprocessTransport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
+        for pipe in self._pipes.values():
+            if isinstance(pipe, ReadPipeTransport):
+                pipe.deliver_to(None)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
