@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest.importorskip("setuptools", minversion="77")
 
 
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS and the BSDs have the real thing")
 def test_exits_and_forks_by_kqueue(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--no-native"):
