@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -119,15 +120,8 @@ def enter_environment(cache: Path) -> None:
         note.unlink(missing_ok=True)
         say(f"making {venv}")
         run(sys.executable, "-m", "venv", "--clear", venv)
-        pip: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-        ]
-        run(*pip, *PACKAGES)
+        pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        run(python, *pip, *PACKAGES)
         note.write_text(wanted)
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(cache / "zig")
     os.execv(python, [str(python), *sys.argv])
@@ -262,7 +256,9 @@ def binary_of(target: Target, tree: Path, work: Path) -> Path:
     windows = target.platform == "win32"
     macos = target.platform == "darwin"
     code = work / "_native.c"
-    build_native.make_ffibuilder(target.platform).emit_c_code(str(code))
+    builder = build_native.make_ffibuilder(target.platform)
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.emit_c_code(str(code))
     binary = work / ("_native.pyd" if windows else "_native.abi3.so")
     include = headers(windows, work)
     folder = tree / "csrc" / Path(row.header).parent
