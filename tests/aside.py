@@ -26,7 +26,7 @@ import asyncio, errno, gc, logging, os, signal, sys, threading, time, warnings
 from aside import children, collect, open_fds, run, settle
 import aioproc
 if {subject!r} == "thread":
-    from aioproc._backends import pure
+    from aioproc._backends import pure_posix as pure
     pure._mechanism = "thread"
 if {subject!r} == "oracle":
     aioproc = asyncio.subprocess
