@@ -51,11 +51,15 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, SubprocessTransport)
         self._transport = transport
+        # Straight to the reader, unless a derived class wants to see it.
+        direct = type(self).pipe_data_received is StreamProtocol.pipe_data_received
         for fd in (1, 2):
             pipe = transport.get_pipe_transport(fd)
             if pipe is not None:
                 reader = StreamReader(self._limit, self._loop)
                 reader.set_transport(pipe)
+                if direct:
+                    pipe.deliver_to(reader.feed_data)
                 self._readers_open += 1
                 if fd == 1:
                     self.stdout = reader

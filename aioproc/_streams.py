@@ -46,7 +46,9 @@ class StreamReader(asyncio.StreamReader):
 
     What was read is kept as a row of pieces. The first `_lines` of them are known to
     end in a newline and to hold no other; behind them come pieces as the pipe gave
-    them, of which the first `_searched` hold no newline.
+    them, of which the first `_searched` hold no newline. ``async for`` takes those
+    lines out into `_run`, from which each is given by one popleft(); whoever else
+    reads puts back what is left of them.
     """
 
     def __init__(
@@ -64,14 +66,16 @@ class StreamReader(asyncio.StreamReader):
         self._eof = False
         self._waiter: asyncio.Future[None] | None = None
         self._exception: Exception | None = None
-        #: Neither a limit nor an exception is to be looked at before a line is given.
-        self._unlimited = limit is None
+        self._run: collections.deque[bytes] = NOTHING
+        #: What `_run` held at first, all of which `_size` still counts.
+        self._run_size = 0
         self._transport: Any = None
         self._paused = False
         self._sink: io.BytesIO | None = None
 
     def __repr__(self) -> str:
         info = ["StreamReader"]
+        self._end_run()
         if self._size:
             info.append(f"{self._size} bytes")
         if self._eof:
@@ -94,8 +98,8 @@ class StreamReader(asyncio.StreamReader):
         return self._exception
 
     def set_exception(self, exc: Exception) -> None:
+        self._end_run()
         self._exception = exc
-        self._unlimited = False
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_exception(exc)
@@ -110,6 +114,7 @@ class StreamReader(asyncio.StreamReader):
 
     def at_eof(self) -> bool:
         """True when everything has been read and no more will come."""
+        self._end_run()
         return self._eof and not self._size
 
     def feed_data(self, data: Iterable[Any]) -> None:
@@ -121,7 +126,11 @@ class StreamReader(asyncio.StreamReader):
             self._pieces = collections.deque()
         self._pieces.append(piece)
         self._size += len(piece)
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
         if self._size > self._pause_at and not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
@@ -151,8 +160,9 @@ class StreamReader(asyncio.StreamReader):
                 f"{caller}() called while another coroutine is already waiting for incoming data"
             )
         assert not self._eof, "waiting after the end"
-        # Whoever waits wants more than there is, however much that may be.
-        self._resume()
+        if self._paused:
+            # Whoever waits wants more than there is, however much that may be.
+            self._resume()
         waiter = self._waiter = self._loop.create_future()
         try:
             await waiter
@@ -161,6 +171,13 @@ class StreamReader(asyncio.StreamReader):
                 self._waiter = None
 
     def _check(self) -> None:
+        if self._exception is not None:
+            raise self._exception
+
+    def _begin(self) -> None:
+        """What every reading method begins with."""
+        if self._run is not NOTHING:
+            self._end_run()
         if self._exception is not None:
             raise self._exception
 
@@ -223,6 +240,28 @@ class StreamReader(asyncio.StreamReader):
         self._pieces = collections.deque(lines)
         return True
 
+    def _begin_run(self) -> None:
+        """Takes the lines at the head out for __anext__, if none is longer than the
+        limit."""
+        run, rest = self._pieces, collections.deque[bytes]()
+        while len(run) > self._lines:
+            rest.appendleft(run.pop())
+        if self._limit is not None and max(map(len, run)) - 1 > self._limit:
+            run.extend(rest)
+            return
+        self._run, self._run_size = run, self._size - sum(map(len, rest))
+        self._pieces = rest
+        self._lines = 0
+
+    def _end_run(self) -> None:
+        """Accounts for what __anext__ has given, and puts back what it has not."""
+        run, self._run = self._run, NOTHING
+        if run is not NOTHING:
+            self._size += sum(map(len, run)) - self._run_size
+            self._lines = len(run)
+            self._pieces.extendleft(reversed(run))
+            self._maybe_resume()
+
     # -- the reading side
 
     async def readline(self) -> bytes:
@@ -231,8 +270,7 @@ class StreamReader(asyncio.StreamReader):
         With a limit: ValueError for a line that is longer, which is dropped (asyncio's
         rule).
         """
-        if self._exception is not None:
-            raise self._exception
+        self._begin()
         limit = self._limit
         while not self._lines and not self._cut_lines():
             if limit is not None and self._size > limit:
@@ -241,7 +279,8 @@ class StreamReader(asyncio.StreamReader):
             if self._eof:
                 return self._take_all()
             await self._more("readline")
-            self._check()
+            if self._exception is not None:
+                raise self._exception
         self._lines -= 1
         line = self._pieces.popleft()
         self._size -= len(line)
@@ -265,7 +304,7 @@ class StreamReader(asyncio.StreamReader):
         shortest, longest = len(separators[0]), len(separators[-1])
         if not shortest:
             raise ValueError("Separator should be at least one-byte string")
-        self._check()
+        self._begin()
 
         offset = 0  # no separator begins before
         while True:
@@ -312,7 +351,7 @@ class StreamReader(asyncio.StreamReader):
     async def read(self, n: int = -1) -> bytes:
         """Up to n bytes, as soon as there are any; everything up to the end with n < 0;
         b"" at the end."""
-        self._check()
+        self._begin()
         if n == 0:
             return b""
         if n < 0:
@@ -331,7 +370,7 @@ class StreamReader(asyncio.StreamReader):
         ends first."""
         if n < 0:
             raise ValueError("readexactly size can not be less than zero")
-        self._check()
+        self._begin()
         while self._size < n:
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take_all(), n)
@@ -343,29 +382,34 @@ class StreamReader(asyncio.StreamReader):
         return self
 
     async def __anext__(self) -> bytes:
-        if self._lines and self._unlimited:
-            # readline()'s own last step; a million lines are a million of these.
-            self._lines -= 1
-            line = self._pieces.popleft()
-            self._size -= len(line)
-            if self._paused:
-                self._maybe_resume()
-            return line
+        run = self._run
+        if run:
+            # A million lines are a million of these.
+            return run.popleft()
+        return await self._next_line()
+
+    async def _next_line(self) -> bytes:
+        self._end_run()
+        will_cut = not self._lines
         line = await self.readline()
         if not line:
             raise StopAsyncIteration
+        if will_cut and self._lines:
+            self._begin_run()
         return line
 
     # -- asyncio's bytearray, which code in the wild decodes and clears
 
     @property
     def _buffer(self) -> _Buffer:
+        self._end_run()
         buffer = _Buffer(b"".join(self._pieces))
         buffer.reader = self
         return buffer
 
     @_buffer.setter
     def _buffer(self, data: Any) -> None:
+        self._run = NOTHING
         self._pieces = collections.deque([bytes(data)] if data else [])
         self._size = len(data)
         self._lines = self._searched = 0
@@ -379,6 +423,7 @@ class StreamReader(asyncio.StreamReader):
             raise RuntimeError(
                 "communicate() called while another coroutine is already waiting for incoming data"
             )
+        self._end_run()
         # BytesIO shares the bytes it is given until it is written to.
         self._sink = io.BytesIO()
         if self._size:
@@ -460,7 +505,7 @@ class StreamWriter(asyncio.StreamWriter):
     async def drain(self) -> None:
         """Returns when it is time to write more. ConnectionResetError or
         BrokenPipeError when the pipe is closed."""
-        if self._transport.is_closing():
+        if self._transport._closing:
             # Lets the news of a closed pipe arrive, or a loop of write() and drain()
             # would never learn of it.
             await asyncio.sleep(0)

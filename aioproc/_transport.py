@@ -146,6 +146,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd) -> None:
         super().__init__(owner, fd, end)
         self._paused = False
+        self._receive: Callable[[bytes], None] | None = None
         self._sink: io.BytesIO | None = None
         self._total = 0
 
@@ -178,57 +179,55 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         if not self._closing:
             self._lose_soon(None)
 
+    def deliver_to(self, receive: Callable[[bytes], None] | None) -> None:
+        """Has what is read go there, past the protocol's pipe_data_received."""
+        self._receive = receive
+
     def collect(self, sink: io.BytesIO | None) -> None:
-        """Has what is read go straight into a buffer, past the protocol."""
+        """Has what is read go straight into a buffer, past all others."""
         self._sink = sink
+
+    def _lose(self, exc: Exception | None) -> None:
+        self._receive = None  # who mostly holds us in turn
+        super()._lose(exc)
 
     def _ready(self) -> None:
         taken = 0
-        try:
-            while True:
-                n = self._read_once()
-                taken += n
-                # One read a wake-up; of a bulky flow, which goes on while we look, as
-                # much as may be: a round of the loop costs more than a read.
-                if not n or self._total < BULKY or taken >= CHUNK:
-                    break
-                if self._paused or self._closing:
-                    return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as exc:
-            self._fatal(exc, "Fatal read error on pipe transport")
-            self._lose(exc)
-            return
-        if not n:
-            if self._loop.get_debug():
-                logger.info("%r was closed by peer", self)
-            self._lose(None)
-
-    def _read_once(self) -> int:
-        """How much was read and passed on; 0 at the end."""
-        sink = self._sink
-        if sink is None:
-            data = self._end.read(READ_SIZE)
-            n = len(data)
-            if n:
-                self._deliver(data)
-        else:
-            buffer = scratch()
-            n = self._end.readinto(buffer.buffer)
-            sink.write(buffer.view[:n])
-        before = self._total
-        self._total = before + n
-        if before < BULKY <= self._total and not self._closing:
-            self._end.enlarge()
-        return n
-
-    def _deliver(self, data: bytes) -> None:
-        try:
-            self._owner._protocol.pipe_data_received(self._fd, data)
-        except OSError as exc:
-            # Not to be taken for one of the pipe's.
-            self._owner._report("pipe_data_received", exc)
+        while True:
+            sink = self._sink
+            try:
+                if sink is None:
+                    data = self._end.read(READ_SIZE)
+                    n = len(data)
+                else:
+                    buffer = scratch()
+                    n = self._end.readinto(buffer.buffer)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                self._fatal(exc, "Fatal read error on pipe transport")
+                self._lose(exc)
+                return
+            if not n:
+                if self._loop.get_debug():
+                    logger.info("%r was closed by peer", self)
+                self._lose(None)
+                return
+            before = self._total
+            self._total = total = before + n
+            if total >= BULKY > before:
+                self._end.enlarge()
+            if sink is not None:
+                sink.write(buffer.view[:n])
+            elif self._receive is not None:
+                self._receive(data)
+            else:
+                self._owner._protocol.pipe_data_received(self._fd, data)
+            taken += n
+            # One read a wake-up; of a bulky flow, which goes on while we look, as
+            # much as may be: a round of the loop costs more than a read.
+            if total < BULKY or taken >= CHUNK or self._paused or self._closing:
+                return
 
 
 class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
@@ -298,11 +297,15 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             # By far the most frequent.
             size = len(data)
             if 0 < size <= CHUNK:
-                n = self._write_now(data)
-                if n == size or self._closing:
+                try:
+                    n = self._end.write(data)
+                except (BlockingIOError, InterruptedError):
+                    n = 0
+                except OSError as exc:
+                    self._broken(exc)
                     return
-                data = memoryview(data)[n:]
-                self._push(data)
+                if n < size:
+                    self._push(memoryview(data)[n:])
                 return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
@@ -511,6 +514,9 @@ class SubprocessTransport(asyncio.SubprocessTransport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
+        for pipe in self._pipes.values():
+            if isinstance(pipe, ReadPipeTransport):
+                pipe.deliver_to(None)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol

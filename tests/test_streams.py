@@ -196,7 +196,64 @@ async def compare_without_a_limit(seed: int) -> None:
             except (asyncio.IncompleteReadError, ValueError) as error:
                 results.append((type(error), error.args, vars(error)))
         assert results[0] == results[1], (operation, arguments)
-        assert ours.at_eof() == theirs.at_eof()
+        if randoms.randrange(2):  # a look must change nothing, nor must it be needed
+            assert ours.at_eof() == theirs.at_eof()
+
+
+async def test_an_iteration_that_is_left_and_taken_up_again() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    reader.feed_data(b"".join(b"%d\n" % i for i in range(100)) + b"tail")
+
+    async def some(count: int) -> list[bytes]:
+        return [await reader.__anext__() for _ in range(count)]
+
+    assert await some(3) == [b"0\n", b"1\n", b"2\n"]
+    assert await reader.readline() == b"3\n"
+    assert await some(2) == [b"4\n", b"5\n"]
+    assert await reader.readexactly(3) == b"6\n7"
+    assert await some(2) == [b"\n", b"8\n"]
+    assert await reader.readuntil(b"11") == b"9\n10\n11"
+    assert await some(2) == [b"\n", b"12\n"]
+    reader.feed_data(b" end\nmore\n")
+    assert repr(reader).startswith("<StreamReader 275 bytes")
+    assert await reader.read(4) == b"13\n1"
+    assert (await some(87))[-2:] == [b"99\n", b"tail end\n"]
+    assert bytes(reader._buffer) == b"more\n"
+    assert not reader.at_eof()
+    reader.feed_eof()
+    assert await some(1) == [b"more\n"]
+    assert reader.at_eof()
+    with pytest.raises(StopAsyncIteration):
+        await some(1)
+
+
+async def test_an_iteration_is_stopped_by_an_error() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    reader.feed_data(b"1\n2\n3\n")
+    assert await reader.__anext__() == b"1\n"
+    assert await reader.__anext__() == b"2\n"
+    reader.set_exception(OSError("broken"))
+    with pytest.raises(OSError, match="broken"):
+        await reader.__anext__()
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+async def test_an_iteration_lets_the_pipe_flow_again(limit: int | None) -> None:
+    reader = package.StreamReader(limit=limit, loop=asyncio.get_running_loop())
+    transport = Recorder()
+    reader.set_transport(transport)
+    line = b"x" * 99 + b"\n"
+    count = 0
+    while not transport.paused:
+        reader.feed_data(line)
+        count += 1
+    for _ in range(count):
+        assert await reader.__anext__() == line
+    more = asyncio.ensure_future(reader.__anext__())
+    await asyncio.sleep(0)
+    assert not transport.paused
+    reader.feed_data(line)
+    assert await more == line
 
 
 async def test_several_separators_on_every_python() -> None:
