@@ -35,8 +35,9 @@ enum {
 /* ap_request.flags */
 enum {
   AP_CLOSE_FDS = 1,   /* inherit nothing but the handles that are named */
-  AP_STD_HANDLES = 2 /* duplicates of std[] are the child's; else std[] goes into
-                      * STARTUPINFO as it is */
+  AP_STD_HANDLES = 2, /* duplicates of std[] are the child's; else std[] goes into
+                       * STARTUPINFO as it is */
+  AP_STDERR_TO_STDOUT = 4 /* with AP_STD_HANDLES: std[2] counts for nothing */
 };
 
 /* ap_pipe_open: what we do with our end. */
@@ -50,8 +51,8 @@ typedef struct ap_pipe ap_pipe;
 
 /* One child to be. `strings` is one block of UTF-16, in this order: the program,
  * the command line, the working directory, the environment (NAME=value, each with
- * its NUL, sorted); each as long as said here, in 16-bit units and without the NUL
- * that follows it, and not there at all where the length is -1. Nothing of a
+ * its NUL, sorted); each is followed by a NUL, as long as said here, in 16-bit units
+ * and without that NUL, and not there at all where the length is -1. Nothing of a
  * request is used after ap_port_spawn returned, but for the handles that the
  * caller's handle list names: a child gets them under the very same numbers. */
 typedef struct {

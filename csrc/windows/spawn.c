@@ -79,7 +79,7 @@ static wchar_t *take(wchar_t **at, const char **strings, int length) {
   wchar_t *start = *at;
   memcpy(start, *strings, (size_t)length * sizeof *start);
   start[length] = L'\0';
-  *strings += (size_t)length * sizeof *start;
+  *strings += ((size_t)length + 1) * sizeof *start;
   *at += length + 1;
   return start;
 }
@@ -133,7 +133,9 @@ static int plan_new(const ap_request *request, const char *strings,
   plan->environment = take(&at, &environment, environment_length);
 
   for (int i = 0; i < 3; i++) {
-    if (plan->flags & AP_STD_HANDLES)
+    if (i == 2 && plan->flags & AP_STDERR_TO_STDOUT)
+      error = duplicate(plan->std[1], &plan->std[2]);
+    else if (plan->flags & AP_STD_HANDLES)
       error = duplicate_std(i, request->std[i], &plan->std[i]);
     else
       plan->std[i] = to_handle(request->std[i]);
