@@ -29,6 +29,15 @@ PLATFORMS = {
             "posix/spawn_posix.c",
         ),
     ),
+    "win32": (
+        "windows/aioproc_windows.h",
+        (
+            "windows/children.c",
+            "windows/pipe.c",
+            "windows/port.c",
+            "windows/spawn.c",
+        ),
+    ),
 }
 
 
