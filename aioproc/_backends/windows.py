@@ -388,9 +388,10 @@ class NativeChild:
         self.stderr: ReadEnd | None = stdio.stderr
 
     def __del__(self) -> None:
-        # Only an orphan can be forgotten by everybody before it has ended.
+        # Only an orphan can be forgotten by everybody before it has ended. The garbage
+        # collector may come here first, and to those who would kill it later.
         if self._token:
-            lib.ap_release(self._token)
+            lib.ap_abandon(self._token)
 
     def send_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
