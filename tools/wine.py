@@ -20,6 +20,7 @@ import collections
 import contextlib
 import fcntl
 import importlib.util
+import io
 import os
 import shutil
 import signal
@@ -259,7 +260,8 @@ def build(wine: Wine, place: Place, python: Path) -> bool:
     builder.cdef("\n".join(line for line in lines if not line.startswith("#")))
     builder.set_source("aioproc._native", f'#include "{Path(header).name}"')
     generated = place.folder / "_native.c"
-    builder.emit_c_code(str(generated))
+    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
+        builder.emit_c_code(str(generated))
     log = place.folder / "build.log"
     log.unlink(missing_ok=True)
     words = [COMPILER, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-s"]
