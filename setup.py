@@ -27,7 +27,7 @@ CHOICE = choice()
 
 def why_not() -> str | None:
     """Why the extension cannot be built here, or None."""
-    if sys.platform != "linux":
+    if sys.platform not in ("linux", "win32"):
         return f"there is no native backend for {sys.platform} yet"
     try:
         import cffi  # noqa: F401

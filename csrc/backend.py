@@ -16,7 +16,8 @@ CHOICES = ("auto", "require", "no")
 
 # PyPy has its own cffi.
 RUN_REQUIREMENTS = [
-    "cffi>=1.17; platform_python_implementation == 'CPython' and sys_platform == 'linux'"
+    "cffi>=1.17; platform_python_implementation == 'CPython' "
+    "and (sys_platform == 'linux' or sys_platform == 'win32')"
 ]
 
 Settings = Mapping[str, Any] | None

@@ -41,23 +41,31 @@ PLATFORMS = {
 }
 
 
-def make_ffibuilder() -> cffi.FFI:
-    header, sources = PLATFORMS[sys.platform]
+#: For the compiler and the linker of setuptools: MSVC on Windows. Windows' libraries are
+#: the ones it links by itself (kernel32).
+POSIX_FLAGS = (["-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"], ["-pthread"])
+FLAGS: dict[str, tuple[list[str], list[str]]] = {"win32": (["/std:c11", "/W3"], [])}
+
+
+def make_ffibuilder(platform: str = sys.platform) -> cffi.FFI:
+    """For setuptools; another platform than ours is for cross compilers, which take
+    emit_c_code() and the sources."""
+    header, sources = PLATFORMS[platform]
     text = (HERE / header).read_text(encoding="utf-8")
     builder = cffi.FFI()
     builder.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     # AIOPROC_CFLAGS: further flags for tools/check.py (sanitizers, -Werror).
-    flags = ["-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"]
-    flags += shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
+    flags, link_flags = FLAGS.get(platform, POSIX_FLAGS)
+    folder = Path(header).parent.as_posix()
     builder.set_source(
         "aioproc._native",
         f'#include "{Path(header).name}"',
         # Relative to setup.py, which setuptools asks for.
         sources=[f"csrc/{source}" for source in sources],
-        include_dirs=[f"csrc/{Path(header).parent.as_posix()}"],
-        depends=[f"csrc/{header}", "csrc/posix/internal.h"],
-        extra_compile_args=flags,
-        extra_link_args=["-pthread", *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
+        include_dirs=[f"csrc/{folder}"],
+        depends=[f"csrc/{header}", f"csrc/{folder}/internal.h"],
+        extra_compile_args=[*flags, *shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))],
+        extra_link_args=[*link_flags, *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
     )
     return builder
 

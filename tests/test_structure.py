@@ -91,7 +91,7 @@ def test_rooms_do_not_import_each_other() -> None:
 
 def test_native_is_imported_by_its_rooms_only() -> None:
     importers = {file.name for file in FILES if "_native" in own_imports(file)}
-    assert importers == {"posix.py"}
+    assert importers == {"posix.py", "windows.py"}
 
 
 def test_layers() -> None:

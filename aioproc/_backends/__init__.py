@@ -23,20 +23,16 @@ class _Attempt:
         self.why_not = why_not
 
 
-def _windows(attempts: list[_Attempt]) -> Backend | None:
-    try:
-        from . import windows
-    except ImportError as error:
-        attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
-        return None
-    why_not = windows.probe()
-    attempts.append(_Attempt("native", why_not))
-    return windows.WindowsBackend() if why_not is None else None
-
-
 def _native(attempts: list[_Attempt]) -> Backend | None:
     if sys.platform == "win32":
-        return _windows(attempts)
+        try:
+            from . import windows
+        except ImportError as error:
+            attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
+            return None
+        why_not = windows.probe()
+        attempts.append(_Attempt("native", why_not))
+        return windows.WindowsBackend() if why_not is None else None
     try:
         from . import posix
     except ImportError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import msvcrt
 import os
 import signal
 import sys
@@ -26,9 +27,6 @@ from .residents import Resident, Residents, shut_down
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
-
-assert sys.platform == "win32"
-import msvcrt
 
 ffi = _native.ffi
 lib = _native.lib
@@ -90,9 +88,7 @@ class _End:
 
     __slots__ = ("_callback", "_handle", "_key", "_loop", "_pipe", "_port", "_scheduled")
 
-    def __init__(
-        self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any
-    ) -> None:
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
         self._port: _Port | None = port
         self._loop = loop
         self._key = key
@@ -165,9 +161,7 @@ class _End:
 class PipeReadEnd(_End):
     __slots__ = ("_at", "_pending", "_result", "_size")
 
-    def __init__(
-        self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any
-    ) -> None:
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
         super().__init__(port, loop, key, pipe)
         self._size = _SMALL
         self._pending = False
@@ -238,9 +232,7 @@ class PipeWriteEnd(_End):
 
     __slots__ = ("_on_reader_gone",)
 
-    def __init__(
-        self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any
-    ) -> None:
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
         super().__init__(port, loop, key, pipe)
         self._on_reader_gone: Callable[[], None] | None = None
 
