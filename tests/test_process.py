@@ -21,6 +21,7 @@ from programs import (
     SLEEP,
     TERMINATED,
     TRUE,
+    WINDOWS,
     YES,
     posix_only,
     python,
@@ -224,7 +225,7 @@ async def test_rusage_is_there_after_the_exit(aioproc: Any) -> None:
     await process.wait()
     usage = process.rusage
     assert 0.04 < usage.ru_utime + usage.ru_stime < 10
-    assert usage.ru_minflt > 0
+    assert WINDOWS or usage.ru_minflt > 0
     assert isinstance(usage.ru_nvcsw, int)
     assert isinstance(usage, aioproc.ResourceUsage)
 
@@ -480,7 +481,8 @@ async def test_dropping_a_live_process_after_the_loop_was_closed(aioproc: Any) -
     def drop() -> None:
         with pytest.warns(ResourceWarning) as warnings:  # noqa: PT031
             run(new_loop, main())
-            collect()
+            # On Windows the port's thread looks whether the loop has closed.
+            assert settle(lambda: collect() or bool(warnings))  # type: ignore[func-returns-value]
         assert len(warnings) == 1
 
     await in_thread(drop)

@@ -229,7 +229,8 @@ def test_dropped_after_the_loop(aioproc: Any, new_loop: Callable[[], Any]) -> No
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del process
-        collect()
+        # On Windows the port's thread looks whether the loop has closed.
+        assert settle(lambda: collect() or bool(caught))  # type: ignore[func-returns-value]
     assert [warning.category for warning in caught] == [ResourceWarning]
     assert settle(lambda: not is_alive(pid))
 

@@ -335,7 +335,7 @@ def outcome(case: ElementTree.Element) -> str:
     return "passed"
 
 
-def table(report: Path) -> str:
+def table(report: Path, loops: list[str]) -> str:
     """How many tests did what, by backend and loop."""
     counts: dict[tuple[str, str], collections.Counter[str]]
     counts = collections.defaultdict(collections.Counter)
@@ -343,6 +343,8 @@ def table(report: Path) -> str:
         parameters = case.get("name", "").partition("[")[2].rstrip("]").split("-")
         backend = next((one for one in (*BACKENDS, "oracle") if one in parameters), "")
         loop = next((one for one in LOOPS if one in parameters), "")
+        if len(loops) == 1:  # then no name tells it
+            loop = loops[0]
         counts[backend, loop][outcome(case)] += 1
     outcomes = ("passed", "skipped", "xfailed", "failed")
     rows = [["backend", "loop", *outcomes]]
@@ -416,11 +418,13 @@ def work(options: argparse.Namespace) -> int:
         words += [] if has_extension else ["--no-native"]
         code = run_python(wine, place, python, words + options.rest, env, options.timeout)
         if report.exists():
-            print(table(report))
+            print(table(report, options.loop))
         return code
 
 
 def main() -> int:
+    # So that what was started ends with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return work(parse())
     except Failure as failure:
