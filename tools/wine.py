@@ -20,6 +20,7 @@ import collections
 import contextlib
 import fcntl
 import importlib.util
+import io
 import os
 import shutil
 import signal
@@ -259,7 +260,8 @@ def build(wine: Wine, place: Place, python: Path) -> bool:
     builder.cdef("\n".join(line for line in lines if not line.startswith("#")))
     builder.set_source("aioproc._native", f'#include "{Path(header).name}"')
     generated = place.folder / "_native.c"
-    builder.emit_c_code(str(generated))
+    with contextlib.redirect_stdout(io.StringIO()):  # it says what it does
+        builder.emit_c_code(str(generated))
     log = place.folder / "build.log"
     log.unlink(missing_ok=True)
     words = [COMPILER, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-s"]
@@ -333,7 +335,7 @@ def outcome(case: ElementTree.Element) -> str:
     return "passed"
 
 
-def table(report: Path) -> str:
+def table(report: Path, loops: list[str]) -> str:
     """How many tests did what, by backend and loop."""
     counts: dict[tuple[str, str], collections.Counter[str]]
     counts = collections.defaultdict(collections.Counter)
@@ -341,6 +343,8 @@ def table(report: Path) -> str:
         parameters = case.get("name", "").partition("[")[2].rstrip("]").split("-")
         backend = next((one for one in (*BACKENDS, "oracle") if one in parameters), "")
         loop = next((one for one in LOOPS if one in parameters), "")
+        if len(loops) == 1:  # then no name tells it
+            loop = loops[0]
         counts[backend, loop][outcome(case)] += 1
     outcomes = ("passed", "skipped", "xfailed", "failed")
     rows = [["backend", "loop", *outcomes]]
@@ -414,11 +418,13 @@ def work(options: argparse.Namespace) -> int:
         words += [] if has_extension else ["--no-native"]
         code = run_python(wine, place, python, words + options.rest, env, options.timeout)
         if report.exists():
-            print(table(report))
+            print(table(report, options.loop))
         return code
 
 
 def main() -> int:
+    # So that what was started ends with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return work(parse())
     except Failure as failure:

@@ -35,7 +35,7 @@ SMALL, LARGE = 8 * 1024, 64 * 1024
 #: Most bytes of one write under way.
 MOST_WRITTEN = 64 * 1024
 #: Milliseconds between two looks at a loop that has shut its generators down.
-LOOK = 50
+LOOK = 10
 #: Most packets taken from the port at a time.
 BATCH = 64
 

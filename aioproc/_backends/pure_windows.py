@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import _winapi
 import asyncio
+import ctypes
 import errno
 import os
 import signal
@@ -19,6 +20,35 @@ from .residents import Residents
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
+
+
+class _MemoryCounters(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS (psapi.h)"""
+
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        ("others", ctypes.c_size_t * 7),
+    ]
+
+
+_kernel32 = ctypes.WinDLL("kernel32")
+
+
+def _usage(handle: int) -> ResourceUsage | None:
+    """Of a process that has ended; what Windows has no number for is 0."""
+    # Created, exited, kernel, user, in 100 ns.
+    times = (ctypes.c_uint64 * 4)()
+    at = [ctypes.byref(times, 8 * i) for i in range(4)]
+    if not _kernel32.GetProcessTimes(ctypes.c_void_p(handle), *at):
+        return None
+    memory = _MemoryCounters(size=ctypes.sizeof(_MemoryCounters))
+    known = _kernel32.K32GetProcessMemoryInfo(
+        ctypes.c_void_p(handle), ctypes.byref(memory), memory.size
+    )
+    peak = memory.peak_working_set // 1024 if known else None
+    return ResourceUsage(times[3] / 1e7, times[2] / 1e7, peak, *[0] * 6)
 
 
 class WindowsChild:
@@ -112,6 +142,7 @@ class WindowsChild:
                 code = self._exit_code()
                 if code is None:
                     return False
+                self.rusage = _usage(self.handle)
                 self.returncode = code
                 handle, self.handle = self.handle, 0
                 _winapi.CloseHandle(handle)
@@ -204,6 +235,14 @@ class PureBackend:
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> WindowsChild:
         orphans.reap()
         port = _ports.of(loop)
+        try:
+            return self._spawn(spec, port)
+        except BaseException:
+            # It may have been opened for nothing.
+            port.retire_when_idle()
+            raise
+
+    def _spawn(self, spec: SpawnSpec, port: Port) -> WindowsChild:
         stdio = open_stdio(spec, port)
         try:
             child = WindowsChild(*_popen(spec, stdio.theirs), stdio)
