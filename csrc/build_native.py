@@ -33,9 +33,7 @@ _POSIX = tuple(
 _EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
 _KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
 
-_LINUX = Platform(
-    "posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl")
-)
+_LINUX = Platform("posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl"))
 _MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("-pthread",))
 # The C library hides what is not C11 otherwise.
 _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"))
