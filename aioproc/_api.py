@@ -60,8 +60,7 @@ def _exec_spec(
     **kwds: Any,
 ) -> SpawnSpec:
     _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
-    argv = (program, *args)
-    return SpawnSpec.build(argv, argv, **kwds)
+    return SpawnSpec.build((program, *args), **kwds)
 
 
 def _shell_spec(
@@ -78,7 +77,7 @@ def _shell_spec(
     if not isinstance(cmd, (bytes, str)):
         raise ValueError("cmd must be a string")
     _refuse_text(shell, True, universal_newlines, bufsize, encoding, errors, text)
-    return SpawnSpec.build(SpawnSpec.shell_args(cmd, kwds.get("executable")), cmd, **kwds)
+    return SpawnSpec.build(cmd, shell=True, **kwds)
 
 
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:

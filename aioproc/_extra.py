@@ -15,6 +15,9 @@ from typing import Any
 
 from ._backends.base import Child, ReadEnd, WriteEnd
 
+#: Windows has one way to end a process, and SIGTERM for its name.
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+
 
 class PipeFile:
     """Our end of a child's pipe, as far as a transport's file can be used by others."""
@@ -136,7 +139,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self.send_signal(KILL)
 
     def __enter__(self) -> Popen:
         return self

@@ -13,6 +13,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Union
 
+from ._backends.system import WINDOWS, has_console
+
+if WINDOWS:
+    from . import _command_line
+
 StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 #: A stream argument: None, PIPE, STDOUT, DEVNULL, a file descriptor, or an object
 #: with fileno().
@@ -116,6 +121,26 @@ def inherited_environment() -> Environment:
     return cached[1]
 
 
+def windows_environment(variables: Mapping[Any, Any]) -> dict[str, str]:
+    """As CreateProcess wants it: sorted, and each name once. Case makes no difference
+    there; of several spellings the last one counts, as in Popen since Python 3.13."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, value in variables.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError("environment can only contain strings")
+        if "\0" in name or "\0" in value:
+            raise ValueError("embedded null character")
+        # One that begins with it is Windows' own: the working directory of a drive.
+        if not name or "=" in name[1:]:
+            raise ValueError("illegal environment variable name")
+        found[name.upper()] = name, value
+    return dict(found[key] for key in sorted(found))
+
+
+#: As a module of any content: type checkers know it by the platform they run for.
+_subprocess: Any = subprocess
+
+
 class SpawnSpec:
     """Plain data, judged; not to be changed once built."""
 
@@ -123,6 +148,8 @@ class SpawnSpec:
         "args",
         "argv",
         "close_fds",
+        "command_line",
+        "creationflags",
         "cwd",
         "encoded_cwd",
         "env",
@@ -137,6 +164,7 @@ class SpawnSpec:
         "programs",
         "restore_signals",
         "start_new_session",
+        "startupinfo",
         "stderr_to_stdout",
         "stdio",
         "umask",
@@ -147,15 +175,21 @@ class SpawnSpec:
     #: As the user gave them: Process.args (a sequence, or the shell's command).
     user_args: Any
     #: The argument list and what to execute, as given; for errors and for Popen.
+    #: On Windows str, or None: then the command line says what to execute; and env is a
+    #: dict, sorted as CreateProcess wants it.
     args: list[Any]
     executable: Any
     cwd: Any
     env: Mapping[Any, Any] | None
-    #: The same as the kernel takes them.
+    #: POSIX: the same as the kernel takes them.
     argv: list[bytes]
     programs: list[bytes]
     encoded_cwd: bytes | None
     environment: Environment
+    #: Windows: what CreateProcess takes. The STARTUPINFO is a copy of the user's.
+    command_line: str
+    creationflags: int
+    startupinfo: Any
     #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
     stdio: tuple[int | None, int | None, int | None]
     stderr_to_stdout: bool
@@ -174,9 +208,9 @@ class SpawnSpec:
     @classmethod
     def build(
         cls,
-        args: Sequence[Any],
-        user_args: Any,
+        args: Sequence[Any] | str | bytes,
         *,
+        shell: bool = False,
         stdin: Stream = None,
         stdout: Stream = None,
         stderr: Stream = None,
@@ -197,11 +231,8 @@ class SpawnSpec:
         startupinfo: Any = None,
         creationflags: int = 0,
     ) -> SpawnSpec:
-        """Judges a child's description; the keywords are ``subprocess.Popen``'s."""
-        if startupinfo is not None:
-            raise ValueError("startupinfo is only supported on Windows platforms")
-        if creationflags != 0:
-            raise ValueError("creationflags is only supported on Windows platforms")
+        """Judges a child's description: a program with its arguments, or a command for
+        the shell. The keywords are ``subprocess.Popen``'s."""
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
@@ -210,23 +241,120 @@ class SpawnSpec:
             raise TypeError("process_group must be an integer or None")
 
         self = cls()
-        self.user_args = user_args
+        self.user_args = args
+        self.pipesize = pipesize
         self._judge_streams(stdin, stdout, stderr)
+        if WINDOWS:
+            self._refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
+            self._judge_windows(args, shell, executable, cwd, env)
+            self._judge_startup(startupinfo, creationflags, close_fds, shell)
+            return self
+
+        if startupinfo is not None:
+            raise ValueError("startupinfo is only supported on Windows platforms")
+        if creationflags != 0:
+            raise ValueError("creationflags is only supported on Windows platforms")
         self._judge_descriptors(close_fds, pass_fds)
         self._judge_ids(user, group, extra_groups)
-        self._judge_strings(list(args), executable, cwd, env)
+        argv = [executable or _SHELL, "-c", args] if shell else list(args)
+        self._judge_strings(argv, executable, cwd, env)
         self.start_new_session = bool(start_new_session)
         self.process_group = None if process_group is None or process_group < 0 else process_group
         self.umask = None if umask < 0 else umask
         self.restore_signals = bool(restore_signals)
         self.preexec_fn = preexec_fn
-        self.pipesize = pipesize
         return self
 
+    # -- Windows
+
     @staticmethod
-    def shell_args(command: str | bytes, executable: StrOrBytesPath | None) -> list[Any]:
-        """The argument list that runs a command in the shell, as Popen makes it."""
-        return [executable or _SHELL, "-c", command]
+    def _refuse_posix(
+        preexec_fn: Any, pass_fds: Iterable[int], user: Any, group: Any, extra_groups: Any
+    ) -> None:
+        """In Popen's words; what that passes over in silence on Windows (umask,
+        start_new_session, process_group, restore_signals), we do."""
+        if preexec_fn is not None:
+            raise ValueError("preexec_fn is not supported on Windows platforms")
+        if pass_fds:
+            raise ValueError("pass_fds not supported on Windows.")
+        names = {"user": user, "group": group, "extra_groups": extra_groups}
+        for name, value in names.items():
+            if value is not None:
+                raise ValueError(
+                    f"The '{name}' parameter is not supported on the current platform"
+                )
+
+    def _judge_windows(
+        self,
+        args: Any,
+        shell: bool,
+        executable: StrOrBytesPath | None,
+        cwd: StrOrBytesPath | None,
+        env: Mapping[Any, Any] | None,
+    ) -> None:
+        program = None if executable is None else os.fsdecode(executable)
+        self.cwd = None if cwd is None else os.fsdecode(cwd)
+        if shell:
+            if isinstance(args, bytes):
+                raise TypeError("bytes args is not allowed on Windows")
+            self.args = [args]
+            line, program = _command_line.shell_command_line(args, program)
+        else:
+            self.args = list(args)
+            line = _command_line.command_line(self.args)
+        if any("\0" in text for text in (line, program or "", self.cwd or "")):
+            raise ValueError("embedded null character")
+        if not shell:
+            script = os.fsdecode(self.args[0]) if program is None else program
+            _command_line.check_program(script)
+            if _command_line.is_batch_file(script):
+                line, program = _command_line.batch_command_line(script, self.args[1:])
+        self.command_line = line
+        self.executable = program
+        self.env = None if env is None else windows_environment(env)
+
+    def _judge_startup(
+        self, startupinfo: Any, creationflags: int, close_fds: bool, shell: bool
+    ) -> None:
+        if not isinstance(creationflags, int):
+            raise TypeError("creationflags must be an integer")
+        if not 0 <= creationflags < 2**32:
+            raise OverflowError(f"creationflags cannot be {creationflags}")
+        if startupinfo is None:
+            startupinfo = _subprocess.STARTUPINFO()
+        elif isinstance(startupinfo, _subprocess.STARTUPINFO):
+            startupinfo = startupinfo.copy()
+        else:
+            kind = type(startupinfo).__name__
+            raise TypeError(f"startupinfo must be a subprocess.STARTUPINFO, not {kind}")
+        if shell:
+            startupinfo.dwFlags |= _subprocess.STARTF_USESHOWWINDOW
+            startupinfo.wShowWindow = _subprocess.SW_HIDE
+        attributes = startupinfo.lpAttributeList
+        if attributes and attributes.get("handle_list"):
+            handles = list(map(int, attributes["handle_list"]))
+            startupinfo.lpAttributeList = {**attributes, "handle_list": handles}
+            if not close_fds:
+                warnings.warn(
+                    "startupinfo.lpAttributeList['handle_list'] overriding close_fds",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                close_fds = True
+        own_console = (
+            _subprocess.CREATE_NEW_CONSOLE
+            | _subprocess.DETACHED_PROCESS
+            | _subprocess.CREATE_NO_WINDOW
+        )
+        # A program for the console gets one when we have none, with a window that pops
+        # up, from a service or a GUI program.
+        if not creationflags & own_console and not has_console():
+            creationflags |= _subprocess.CREATE_NO_WINDOW
+        self.startupinfo = startupinfo
+        self.creationflags = creationflags
+        self.close_fds = bool(close_fds)
+
+    # -- every system, and POSIX
 
     def _judge_streams(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
         self.stderr_to_stdout = isinstance(stderr, int) and stderr == STDOUT

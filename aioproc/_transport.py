@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd
-from ._extra import PipeFile, Popen
+from ._extra import KILL, PipeFile, Popen
 from ._spec import SpawnSpec
 
 # asyncio's own, since users configure and read that one for these messages.
@@ -569,7 +569,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        self.send_signal(KILL)
 
     def close(self) -> None:
         """Closes the pipes, and kills the child if it lives."""
@@ -587,7 +587,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             if self._loop.get_debug():
                 logger.warning("Close running child process: kill %r", self)
             try:
-                child.send_signal(signal.SIGKILL)
+                child.send_signal(KILL)
             except (ProcessLookupError, PermissionError):
                 pass  # gone, or running setuid
 

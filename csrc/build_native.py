@@ -38,6 +38,15 @@ _MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("
 # The C library hides what is not C11 otherwise.
 _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"))
 
+#: By setuptools that is for MSVC. Of Windows' libraries it takes what is linked anyway
+#: (kernel32).
+_WINDOWS = Platform(
+    "windows/aioproc_windows.h",
+    tuple(f"windows/{name}.c" for name in ("children", "pipe", "port", "spawn")),
+    ("/std:c11", "/W3"),
+    (),
+)
+
 #: sys.platform, without a version. A platform that is not here gets the pure-Python
 #: backend.
 PLATFORMS = {
@@ -47,6 +56,7 @@ PLATFORMS = {
     "freebsd": _BSD,
     "netbsd": _BSD,
     "openbsd": _BSD,
+    "win32": _WINDOWS,
     # Linux with the files of the BSDs, for the tests: see tests/shim.
     "linux-kqueue": _LINUX._replace(
         sources=(*_POSIX, *_KQUEUE),

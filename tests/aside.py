@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
+
+WINDOWS = os.name == "nt"
+if WINDOWS:
+    from windows import children, is_alive, open_handles
 
 #: Seconds; a fuse.
 FUSE = 60
@@ -24,9 +29,10 @@ FUSE = 60
 PREAMBLE = """\
 import asyncio, errno, gc, logging, os, signal, sys, threading, time, warnings
 from aside import children, collect, open_fds, run, settle
+from programs import *
 import aioproc
 if {subject!r} == "thread":
-    from aioproc._backends import pure
+    from aioproc._backends import pure_posix as pure
     pure._mechanism = "thread"
 if {subject!r} == "oracle":
     aioproc = asyncio.subprocess
@@ -36,17 +42,20 @@ subject = {subject!r}
 
 
 class Aside(NamedTuple):
-    """Where the code is to run: "clone", "portable", "pure", "thread" (pure with its
-    polling thread), "oracle" (asyncio itself), or "" for aioproc's own choice."""
+    """Where the code is to run: "clone", "portable", "native" (Windows), "pure", "thread"
+    (pure with its polling thread), "oracle" (asyncio itself), or "" for aioproc's own
+    choice."""
 
     subject: str = ""
-    loop: str = "asyncio"
+    loop: str = "proactor" if WINDOWS else "asyncio"
 
     def environment(self) -> dict[str, str]:
         names = ("AIOPROC_BACKEND", "AIOPROC_STRATEGY", "PYTHONPATH", "PYTHONWARNINGS")
         env = {name: value for name, value in os.environ.items() if name not in names}
         if self.subject in ("clone", "portable"):
             env.update(AIOPROC_BACKEND="native", AIOPROC_STRATEGY=self.subject)
+        elif self.subject == "native":
+            env["AIOPROC_BACKEND"] = "native"
         elif self.subject in ("pure", "thread"):
             env["AIOPROC_BACKEND"] = "pure"
         env["ASIDE_LOOP"] = self.loop
@@ -80,14 +89,37 @@ class Aside(NamedTuple):
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """asyncio.run, on the loop that the test was given."""
-    if os.environ.get("ASIDE_LOOP") == "uvloop":
-        import uvloop
-
-        return uvloop.run(main)
+    loop = os.environ.get("ASIDE_LOOP")
+    if loop in ("uvloop", "winloop"):
+        return importlib.import_module(loop).run(main)
+    if loop == "selector":
+        return run_on(asyncio.SelectorEventLoop, main)
     return asyncio.run(main)
 
 
+def run_on(factory: Callable[[], asyncio.AbstractEventLoop], main: Any) -> Any:
+    """asyncio.run with a loop of one's own making, on every Python."""
+    loop = factory()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(main)
+    finally:
+        try:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
 def open_fds() -> dict[int, str]:
+    """On Windows: handles."""
+    if WINDOWS:
+        return open_handles()
     fds = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -97,16 +129,26 @@ def open_fds() -> dict[int, str]:
     return fds
 
 
-def children() -> set[int]:
-    """Children of this process, zombies among them."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
+if not WINDOWS:
+
+    def children() -> set[int]:
+        """Children of this process, zombies among them."""
+        found = set()
+        for task in os.listdir("/proc/self/task"):
+            try:
+                with open(f"/proc/self/task/{task}/children") as file:
+                    found.update(map(int, file.read().split()))
+            except FileNotFoundError:
+                pass  # the thread has ended
+        return found
+
+    def is_alive(pid: int) -> bool:
+        """False for a zombie, which waits for its parent only."""
         try:
-            with open(f"/proc/self/task/{task}/children") as file:
-                found.update(map(int, file.read().split()))
-        except FileNotFoundError:
-            pass  # the thread has ended
-    return found
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def collect() -> None:

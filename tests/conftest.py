@@ -9,12 +9,14 @@ A test takes one of these fixtures:
               one's polling thread among them, and each loop, though not every pair
 
 Coroutine tests run on asyncio's own loop and on uvloop's; the oracle on asyncio's only,
-since uvloop has a subprocess implementation of its own.
+since uvloop has a subprocess implementation of its own. On Windows they run on asyncio's
+two loops, and on winloop's where it is installed; the oracle on the Proactor loop only.
 
 AIOPROC_BACKEND=native or pure limits the backends. A missing extension or uvloop is an
-error unless it is waived: ``--no-native``, ``--no-uvloop``.
+error unless it is waived: ``--no-native``, ``--no-uvloop``. ``--loop NAME`` limits the loops.
 
-Every test is guarded: it must leave no file descriptor, child, zombie, thread or task.
+Every test is guarded: it must leave no file descriptor (on Windows: no handle of a file,
+pipe, process or completion port), child, zombie, thread or task.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +39,11 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import _backends
 from aioproc._backends import pure
-from aside import Aside, children, collect, open_fds
+from aside import WINDOWS, Aside, children, collect, is_alive, open_fds
+from aside import run_on as run
+from programs import CAT, python
+
+__all__ = ["is_alive", "python"]
 
 Loop = asyncio.AbstractEventLoop
 
@@ -48,11 +54,13 @@ FUSE = 30
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-native", action="store_true", help="there is no extension here")
     parser.addoption("--no-uvloop", action="store_true", help="there is no uvloop here")
+    parser.addoption("--loop", action="append", help="one of the loops to test, by its name")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: takes long; part of tools/check.py --full")
     config.addinivalue_line("markers", "root: needs to be root")
+    config.addinivalue_line("markers", "wine(reason): Wine does it in another way; fails there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As a shell starts what is to run in the background. Children would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +73,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def subjects(config: pytest.Config) -> list[str]:
     wanted = os.environ.get("AIOPROC_BACKEND", "")
+    if WINDOWS:
+        return windows_subjects(config, wanted)
     native = [] if config.getoption("--no-native") else ["clone", "portable"]
     if native:
         try:
@@ -88,9 +98,31 @@ def subjects(config: pytest.Config) -> list[str]:
     return {"native": native, "pure": ["pure"], "": [*native, "pure"]}[wanted]
 
 
+def windows_subjects(config: pytest.Config, wanted: str) -> list[str]:
+    if config.getoption("--no-native"):
+        if wanted == "native":
+            raise pytest.UsageError("AIOPROC_BACKEND=native and --no-native")
+        return ["pure"]
+    if wanted != "pure":
+        try:
+            from aioproc._backends import windows
+        except ImportError as error:
+            raise pytest.UsageError(
+                f"the extension cannot be imported ({error}); build it or pass --no-native"
+            ) from None
+        why_not = windows.probe()
+        if why_not:
+            raise pytest.UsageError(f"native: {why_not}; see --no-native")
+    return {"native": ["native"], "pure": ["pure"], "": ["native", "pure"]}[wanted]
+
+
 def make_backend(name: str) -> _backends.Backend:
     if name == "pure":
         return pure.PureBackend()
+    if name == "native":
+        from aioproc._backends import windows
+
+        return windows.WindowsBackend()
     from aioproc._backends import posix
 
     return posix.PosixBackend(name)
@@ -101,7 +133,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "aioproc" in metafunc.fixturenames:
         metafunc.parametrize("aioproc", names, indirect=True)
     if "api" in metafunc.fixturenames:
-        metafunc.parametrize("api", [*names, "oracle"], indirect=True)
+        here = loops(metafunc.config)
+        oracle = ["oracle"] if "asyncio" in here or "proactor" in here else []
+        metafunc.parametrize("api", [*names, *oracle], indirect=True)
     if "aside" in metafunc.fixturenames:
         pairs = [
             ("clone", "asyncio"),
@@ -110,19 +144,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             ("pure", "uvloop"),
             ("thread", "asyncio"),
         ]
-        if "uvloop" not in loops(metafunc.config):
+        here = loops(metafunc.config)
+        if WINDOWS:
+            pairs = [("native", "proactor"), ("native", "selector"), ("pure", "selector")]
+            pairs += [("native", "winloop"), ("pure", "winloop")] if "winloop" in here else []
+            pairs = [pair for pair in pairs if pair[1] in here]
+        elif "uvloop" not in here:
             pairs = [(name, "asyncio") for name in dict.fromkeys(name for name, _ in pairs)]
-        if "pure" in names:
+        if "pure" in names and not WINDOWS:
             names = [*names, "thread"]
-        here = [Aside(*pair) for pair in pairs if pair[0] in names]
-        metafunc.parametrize("aside", here, ids="-".join)
+        asides = [Aside(*pair) for pair in pairs if pair[0] in names]
+        metafunc.parametrize("aside", asides, ids="-".join)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def pointless(item: pytest.Item) -> bool:
-        return "oracle" in item.name and "uvloop" in item.name
+        others = ("uvloop", "selector" if WINDOWS else "uvloop", "winloop")
+        return "oracle" in item.name and any(name in item.name for name in others)
 
     items[:] = [item for item in items if not pointless(item)]
+    if WINDOWS:
+        import windows
+
+        for item in items:
+            for mark in item.iter_markers("wine"):
+                if windows.WINE:
+                    item.add_marker(pytest.mark.xfail(reason=f"Wine: {mark.args[0]}"))
 
 
 @pytest.fixture
@@ -170,13 +217,26 @@ _last_loop: Loop | None = None
 
 def loops(config: pytest.Config) -> dict[str, Callable[[], Loop]]:
     factories: dict[str, Callable[[], Loop]] = {"asyncio": asyncio.SelectorEventLoop}
-    if not config.getoption("--no-uvloop"):
+    if WINDOWS:
+        factories = {
+            "proactor": asyncio.ProactorEventLoop,  # type: ignore[attr-defined,unused-ignore]
+            "selector": asyncio.SelectorEventLoop,
+        }
+        if importlib.util.find_spec("winloop") is not None:
+            import winloop
+
+            factories["winloop"] = winloop.new_event_loop
+    elif not config.getoption("--no-uvloop"):
         if importlib.util.find_spec("uvloop") is None:
             raise pytest.UsageError("uvloop is missing; install it or pass --no-uvloop")
         import uvloop
 
         factories["uvloop"] = uvloop.new_event_loop
-    return factories
+    chosen = config.getoption("--loop") or list(factories)
+    unknown = set(chosen) - set(factories)
+    if unknown:
+        raise pytest.UsageError(f"no loop {', '.join(unknown)} here; there is {list(factories)}")
+    return {name: factories[name] for name in chosen}
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Any:
@@ -191,32 +251,13 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> A
     return {name: remembered(make) for name, make in loops(config).items()}
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=["proactor", "selector", "winloop"] if WINDOWS else ["asyncio", "uvloop"])
 def new_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
     """For tests that are no coroutines: a factory of loops, of both kinds in turn."""
     factories = loops(request.config)
     if request.param not in factories:
-        pytest.skip("waived by --no-uvloop")
+        pytest.skip("waived by --no-uvloop or --loop, or not installed")
     return factories[request.param]
-
-
-def run(factory: Callable[[], Loop], main: Any) -> Any:
-    """asyncio.run with a loop of one's own making, on every Python."""
-    loop = factory()
-    try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(main)
-    finally:
-        try:
-            tasks = asyncio.all_tasks(loop)
-            for task in tasks:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
 
 
 # -- the leak guards
@@ -225,19 +266,10 @@ def run(factory: Callable[[], Loop], main: Any) -> Any:
 def reap_orphans() -> None:
     """What every spawn does first."""
     pure.orphans.reap()
-    if "aioproc._native" in sys.modules:
+    if "aioproc._backends.posix" in sys.modules:
         from aioproc._backends import posix
 
         posix.reap_orphans()
-
-
-def is_alive(pid: int) -> bool:
-    """False for a zombie, which waits for its parent only."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:
@@ -248,6 +280,17 @@ def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:
             return False
         time.sleep(0.001)
     return True
+
+
+def more_fds(before: dict[int, str]) -> dict[int, str]:
+    """What is open now and was not before."""
+    now = open_fds()
+    more = {fd: name for fd, name in now.items() if fd not in before}
+    if WINDOWS:
+        # pytest's capture moves its files to other handles.
+        kinds = Counter(now.values()) - Counter(before.values())
+        return {fd: name for fd, name in more.items() if kinds[name]}
+    return more
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +304,7 @@ def no_leaks() -> Iterator[None]:
     def clean() -> bool:
         reap_orphans()
         if (
-            not set(open_fds()) - set(fds)
+            not more_fds(fds)
             and not children() - kids
             and not set(threading.enumerate()) - threads
         ):
@@ -270,10 +313,8 @@ def no_leaks() -> Iterator[None]:
         return False
 
     if not settle(clean):
-        now = open_fds()
-        leaked = {fd: name for fd, name in now.items() if fd not in fds}
         pytest.fail(
-            f"leaked descriptors {leaked}, children {children() - kids}, "
+            f"leaked descriptors {more_fds(fds)}, children {children() - kids}, "
             f"threads {set(threading.enumerate()) - threads}"
         )
 
@@ -288,12 +329,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
     return result
 
 
-# -- child programs
-
-
-def python(code: str, *args: str) -> list[str]:
-    """A child that runs Python code, the same everywhere."""
-    return [sys.executable, "-I", "-S", "-c", code, *args]
+async def a_child_with_pipes() -> None:
+    pipe = aioproc_package.PIPE
+    process = await aioproc_package.create_subprocess_exec(*CAT, stdin=pipe, stdout=pipe)
+    await process.communicate(b"")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -301,6 +340,11 @@ def warm_up(request: pytest.FixtureRequest) -> None:
     """What a first use opens for good must not look like a leak of the first test."""
     for factory in loops(request.config).values():
         run(factory, asyncio.sleep(0))
+        if WINDOWS:  # where modules and the system keep handles of their own
+            for name in subjects(request.config):
+                previous = _backends.use(make_backend(name))
+                run(factory, a_child_with_pipes())
+                _backends.use(previous)
     # What is there by now stays; the guards' collections need not go through it.
     gc.collect()
     if hasattr(gc, "freeze"):  # PyPy has generations of its own

@@ -17,14 +17,14 @@ from aioproc import _backends
 TESTS = Path(__file__).parent
 
 _PROLOGUE = """
-import asyncio, errno, os, resource, signal, subprocess, sys
+import asyncio, errno, os, signal, subprocess, sys
 from conftest import children, open_fds, reap_orphans, run, settle
-import aioproc, seccomp
+from programs import *
+import aioproc
+if not WINDOWS:
+    import resource, seccomp
 PIPE, DEVNULL, STDOUT = aioproc.PIPE, aioproc.DEVNULL, aioproc.STDOUT
-if {uvloop}:
-    from uvloop import new_event_loop
-else:
-    new_event_loop = asyncio.SelectorEventLoop
+from {module} import {name} as new_event_loop
 """
 
 
@@ -35,20 +35,24 @@ def asyncio_since(api: Any, version: tuple[int, int], what: str) -> None:
 
 
 def on_uvloop() -> bool:
-    return type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    return type(asyncio.get_running_loop()).__module__.startswith(("uvloop", "winloop"))
 
 
 async def script(code: str, *args: str, **options: Any) -> str:
     """Runs code in a process of its own, with the backend and the kind of loop of this
     test, for what would spoil this process: limits, filters, closed descriptors. It has
-    `aioproc`, `seccomp`, `run`, `new_event_loop` and the guards of conftest. Its exit
-    code must be 0; returns what it printed.
+    `aioproc`, `seccomp`, `run`, `new_event_loop`, the guards of conftest, and programs.
+    Its exit code must be 0; returns what it printed.
     """
     backend = _backends.current()
     env = dict(os.environ, PYTHONPATH=f"{TESTS.parent}{os.pathsep}{TESTS}")
     env["AIOPROC_BACKEND"] = backend.name
     env["AIOPROC_STRATEGY"] = backend.strategy if backend.name == "native" else ""
-    source = _PROLOGUE.format(uvloop=on_uvloop()) + textwrap.dedent(code)
+    module, name = "asyncio", type(asyncio.get_running_loop()).__name__.lstrip("_")
+    if on_uvloop():
+        module, name = type(asyncio.get_running_loop()).__module__.partition(".")[0], "Loop"
+    name = name.removeprefix("Windows").removeprefix("Unix")
+    source = _PROLOGUE.format(module=module, name=name) + textwrap.dedent(code)
     process = await aioproc.create_subprocess_exec(
         sys.executable,
         "-W",

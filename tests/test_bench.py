@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: the benchmark", allow_module_level=True)
+
 from tools.bench import peers, report, targets
 from tools.bench.results import Range, Results, Row
 from tools.bench.works import CURVES, WORKS

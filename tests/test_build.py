@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: builds of the extension for POSIX", allow_module_level=True)
+
 from conftest import FUSE
 
 ROOT = Path(__file__).resolve().parent.parent

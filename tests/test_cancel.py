@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from typing import Any
 import pytest
 
 from aside import children, open_fds, settle
+from programs import CAT, KILLED, TRUE, posix_only
 
 pytestmark = pytest.mark.asyncio
 
 
-def create(aioproc: Any, program: str = "cat") -> asyncio.Task[Any]:
+def create(aioproc: Any, *program: str) -> asyncio.Task[Any]:
     return asyncio.ensure_future(
         aioproc.create_subprocess_exec(
-            program, stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
+            *(program or CAT), stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
         )
     )
 
@@ -27,7 +27,7 @@ def create(aioproc: Any, program: str = "cat") -> asyncio.Task[Any]:
 async def end(process: Any) -> None:
     process.kill()
     await process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == KILLED
 
 
 async def cancelled(task: asyncio.Task[Any]) -> bool:
@@ -55,7 +55,7 @@ class Nothing:
 
 
 async def warm(aioproc: Any) -> None:
-    await (await aioproc.create_subprocess_exec("true")).wait()
+    await (await aioproc.create_subprocess_exec(*TRUE)).wait()
 
 
 async def test_after_any_number_of_rounds(aioproc: Any) -> None:
@@ -71,6 +71,7 @@ async def test_after_any_number_of_rounds(aioproc: Any) -> None:
     assert await before.left()
 
 
+@posix_only("/proc")
 async def test_when_the_exec_is_over(aioproc: Any) -> None:
     """The news of the exec waits in the kernel, then in the loop, then in the task."""
     await warm(aioproc)
@@ -106,6 +107,7 @@ async def test_while_it_fails(aioproc: Any) -> None:
     assert await before.left()
 
 
+@posix_only("ETXTBSY")
 async def test_while_the_program_is_being_written(aioproc: Any, tmp_path: Path) -> None:
     """Between two attempts there is no child."""
     await warm(aioproc)

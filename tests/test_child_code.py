@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: the child's code on clone", allow_module_level=True)
+
 PREFIX = "ap_child_"
 
 FUNCTION = re.compile(r"^[0-9a-f]+ <(?P<name>[^>]+)>:$")

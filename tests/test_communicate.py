@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aside import collect
-from conftest import python
 from helpers import asyncio_since, readable
+from programs import CAT, NL, SLEEP, TEE, TRUE, WINDOWS, YES, posix_only, python, sh, shell
 
 pytestmark = pytest.mark.asyncio
 
@@ -43,27 +43,27 @@ def silence(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.mark.parametrize("stderr", [None, "DEVNULL", "PIPE", "STDOUT"])
 async def test_combinations(api: Any, stderr: str | None) -> None:
     for stdin in None, "DEVNULL", "PIPE":
-        if stdin is None and not os.path.samefile("/dev/fd/0", os.devnull):
+        if stdin is None and (WINDOWS or not os.path.samefile("/dev/fd/0", os.devnull)):
             continue  # run by hand: the terminal is not ours to read
         for stdout in None, "DEVNULL", "PIPE":
             streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
             process = await api.create_subprocess_shell(
-                "cat; echo oops >&2",
+                shell("cat", "echo oops >&2"),
                 **{name: value and getattr(api, value) for name, value in streams.items()},
             )
             result = await process.communicate(b"hello\n" if stdin == "PIPE" else None)
             expected = b"hello\n" if stdin == "PIPE" else b""
-            both = expected + b"oops\n" if stderr == "STDOUT" else expected
+            both = expected + b"oops" + NL if stderr == "STDOUT" else expected
             assert result == (
                 both if stdout == "PIPE" else None,
-                b"oops\n" if stderr == "PIPE" else None,
+                b"oops" + NL if stderr == "PIPE" else None,
             ), streams
             assert process.returncode == 0
 
 
 async def test_megabytes_through_cat(api: Any) -> None:
     data = noise(10 * MEGABYTE)
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     stdout, _ = await process.communicate(data)
     assert stdout == data
 
@@ -71,7 +71,7 @@ async def test_megabytes_through_cat(api: Any) -> None:
 async def test_megabytes_on_both_outputs(api: Any) -> None:
     data = noise(2 * MEGABYTE)
     process = await api.create_subprocess_exec(
-        "tee", "/dev/stderr", stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
+        *TEE, stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
     )
     stdout, stderr = await process.communicate(data)
     assert stdout == data
@@ -84,48 +84,50 @@ async def test_a_child_that_does_not_read_its_input(
     # Of 3.11 the later releases have it; Debian 12 has an early one.
     asyncio_since(api, (3, 12), "the error of the pipe is never retrieved")
     with silence(caplog):
-        process = await api.create_subprocess_exec("true", stdin=api.PIPE, stdout=api.PIPE)
+        process = await api.create_subprocess_exec(*TRUE, stdin=api.PIPE, stdout=api.PIPE)
         assert await process.communicate(noise(10 * MEGABYTE)) == (b"", None)
         assert process.returncode == 0
         del process
 
 
 async def test_a_child_that_closes_its_stdin_and_goes_on(api: Any) -> None:
-    process = await api.create_subprocess_shell(
-        "exec 0<&-; echo hello", stdin=api.PIPE, stdout=api.PIPE
+    process = await api.create_subprocess_exec(
+        *sh("exec 0<&-; echo hello", "import os; os.close(0); print('hello')"),
+        stdin=api.PIPE,
+        stdout=api.PIPE,
     )
     assert await process.communicate(noise(10 * MEGABYTE)) == (b"hello\n", None)
 
 
 async def test_no_input_closes_stdin(api: Any) -> None:
     asyncio_since(api, (3, 12), "only input has stdin closed")
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     assert await process.communicate() == (b"", None)
     assert process.stdin.is_closing()
 
 
 async def test_empty_input(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     assert await process.communicate(b"") == (b"", None)
 
 
 async def test_input_after_what_was_written_by_hand(api: Any) -> None:
     first, second = noise(MEGABYTE), noise(MEGABYTE + 1)
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.write(first)
     stdout, _ = await process.communicate(second)
     assert stdout == first + second
 
 
 async def test_output_that_was_read_in_part_before(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.write(b"one\ntwo\nthree\n")
     assert await process.stdout.readline() == b"one\n"
     assert await process.communicate(b"four\n") == (b"two\nthree\nfour\n", None)
 
 
 async def test_twice(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     assert await process.communicate(b"hello") == (b"hello", None)
     assert await process.communicate() == (b"", None)
     assert await process.wait() == 0
@@ -134,11 +136,11 @@ async def test_twice(api: Any) -> None:
 
 async def test_after_the_exit(api: Any) -> None:
     process = await api.create_subprocess_shell(
-        "echo out; echo err >&2", stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
+        shell("echo out", "echo err >&2"), stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
     )
     while process.returncode is None:
         await asyncio.sleep(0.001)
-    assert await process.communicate(b"nobody reads this") == (b"out\n", b"err\n")
+    assert await process.communicate(b"nobody reads this") == (b"out" + NL, b"err" + NL)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ async def test_after_the_exit(api: Any) -> None:
     ids=["bytearray", "memoryview", "writable", "part"],
 )
 async def test_kinds_of_input(api: Any, given: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     assert await process.communicate(given) == (bytes(given), None)
 
 
@@ -170,13 +172,13 @@ async def test_kinds_of_input(api: Any, given: Any) -> None:
     ids=["array", "empty", "every other", "backwards", "wide items", "two dimensions"],
 )
 async def test_more_kinds_of_input(aioproc: Any, given: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     stdout, _ = await process.communicate(given)
     assert stdout == memoryview(given).tobytes()
 
 
 async def test_wrong_input(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     for wrong in "text", 5, [b"x"]:
         with pytest.raises(TypeError):
             await process.communicate(wrong)
@@ -184,7 +186,7 @@ async def test_wrong_input(aioproc: Any) -> None:
 
 
 async def test_input_without_a_pipe(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("true")
+    process = await aioproc.create_subprocess_exec(*TRUE)
     with pytest.raises(ValueError, match="stdin is not a pipe"):
         await process.communicate(b"hello")
     assert await process.communicate() == (None, None)
@@ -192,7 +194,7 @@ async def test_input_without_a_pipe(aioproc: Any) -> None:
 
 async def test_with_a_limit(api: Any) -> None:
     # The limit is for lines.
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE, limit=10)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE, limit=10)
     data = noise(MEGABYTE)
     stdout, _ = await process.communicate(data)
     assert stdout == data
@@ -202,7 +204,7 @@ async def test_with_a_limit(api: Any) -> None:
 
 
 async def test_two_at_once(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     first = asyncio.create_task(process.communicate(noise(MEGABYTE)))
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="already waiting"):
@@ -212,7 +214,7 @@ async def test_two_at_once(aioproc: Any) -> None:
 
 
 async def test_while_somebody_reads(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     reading = asyncio.create_task(process.stdout.readline())
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="already waiting"):
@@ -223,7 +225,7 @@ async def test_while_somebody_reads(api: Any) -> None:
 
 
 async def test_a_refused_call_changes_nothing(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     reading = asyncio.create_task(process.stdout.readline())
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="already waiting"):
@@ -235,7 +237,7 @@ async def test_a_refused_call_changes_nothing(aioproc: Any) -> None:
 
 @pytest.mark.parametrize("method", ["read", "readline", "readexactly", "readuntil"])
 async def test_reading_meanwhile(aioproc: Any, method: str) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     process.stdin.write(b"hello")
     communicating = asyncio.create_task(process.communicate(noise(MEGABYTE)))
     await asyncio.sleep(0)
@@ -253,7 +255,7 @@ async def test_cancelled_at_any_moment(aioproc: Any, seed: int) -> None:
     moments = random.Random(seed)
     data = noise(3 * MEGABYTE)
     process = await aioproc.create_subprocess_exec(
-        "tee", "/dev/stderr", stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
+        *TEE, stdin=aioproc.PIPE, stdout=aioproc.PIPE, stderr=aioproc.PIPE
     )
     outputs = []
     for i in range(8):
@@ -284,7 +286,7 @@ async def test_cancelled_at_any_moment(aioproc: Any, seed: int) -> None:
 
 async def test_other_input_after_a_cancellation(aioproc: Any) -> None:
     data = noise(MEGABYTE)
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     task = asyncio.create_task(process.communicate(data))
     await asyncio.sleep(0)
     task.cancel()
@@ -297,9 +299,7 @@ async def test_other_input_after_a_cancellation(aioproc: Any) -> None:
 
 @pytest.mark.parametrize("first", [None, b"x"])
 async def test_input_comes_with_the_first_call(aioproc: Any, first: bytes | None) -> None:
-    process = await aioproc.create_subprocess_exec(
-        "sleep", "1000", stdin=aioproc.PIPE, stdout=aioproc.PIPE
-    )
+    process = await aioproc.create_subprocess_exec(*SLEEP, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     task = asyncio.create_task(process.communicate(first))
     await asyncio.sleep(0)
     task.cancel()
@@ -310,6 +310,7 @@ async def test_input_comes_with_the_first_call(aioproc: Any, first: bytes | None
     assert await process.communicate() == (b"", None)
 
 
+@posix_only("pass_fds")
 async def test_cancelled_then_read_by_hand(aioproc: Any) -> None:
     told, tell = os.pipe()
     size = 500_000
@@ -342,6 +343,7 @@ async def test_cancelled_then_read_by_hand(aioproc: Any) -> None:
     await process.wait()
 
 
+@posix_only("pass_fds")
 async def test_a_timeout_loses_nothing(aioproc: Any) -> None:
     told, tell = os.pipe()
     process = await aioproc.create_subprocess_exec(
@@ -375,9 +377,9 @@ async def test_a_timeout_loses_nothing(aioproc: Any) -> None:
 
 async def echo(api: Any, text: bytes, code: int) -> None:
     process = await api.create_subprocess_shell(
-        f"echo {text.decode()}; exit {code}", stdout=api.PIPE
+        shell(f"echo {text.decode()}", f"exit {code}"), stdout=api.PIPE
     )
-    assert await process.communicate() == (text + b"\n", None)
+    assert await process.communicate() == (text + NL, None)
     assert process.returncode == code
 
 
@@ -397,7 +399,7 @@ async def test_hundreds_of_short_children(api: Any) -> None:
 
 @pytest.mark.heavy
 async def test_thousands_of_short_children_under_load(aioproc: Any) -> None:
-    load = [await aioproc.create_subprocess_exec("yes", stdout=aioproc.DEVNULL) for _ in range(2)]
+    load = [await aioproc.create_subprocess_exec(*YES, stdout=aioproc.DEVNULL) for _ in range(2)]
     try:
         await many(aioproc, 10_000, 32)
     finally:

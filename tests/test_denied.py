@@ -7,6 +7,11 @@ import json
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: seccomp", allow_module_level=True)
+
 import seccomp
 from aioproc._backends import pure
 from aside import Aside

@@ -7,6 +7,7 @@ import copy
 import os
 import pickle
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,16 @@ import pytest
 
 from aioproc import UNKNOWN_EXIT
 from aside import Aside, settle
-from conftest import is_alive, python
+from conftest import is_alive
 from conftest import settle as settle_now
+from programs import CAT, KILLED, TERMINATED, TRUE, posix_only, python
 
 asynchronous = pytest.mark.asyncio
 
-LINUX = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+LINUX = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+
+no_reaping = posix_only("another wait that takes a status")
+no_signals = posix_only("signals")
 
 # -- stolen statuses
 
@@ -74,11 +79,13 @@ def check_stolen(aside: Aside, count: int, how: str) -> None:
     assert set(told) <= allowed
 
 
+@no_reaping
 @pytest.mark.parametrize("how", ["ignored", "thief"])
 def test_stolen_statuses(aside: Aside, how: str) -> None:
     check_stolen(aside, 40, how)
 
 
+@no_reaping
 @pytest.mark.heavy
 @pytest.mark.parametrize("how", ["ignored", "thief"])
 def test_stolen_statuses_of_2000(aside: Aside, how: str) -> None:
@@ -98,7 +105,7 @@ logging.getLogger("aioproc").addHandler(Keep())
 
 async def main():
     for i in range(3):
-        process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
         process.stdin.close()
         assert await process.wait() is process.returncode is aioproc.UNKNOWN_EXIT
         assert process.rusage is None
@@ -113,6 +120,7 @@ run(main())
 """
 
 
+@no_reaping
 def test_a_status_that_nobody_knows(aside: Aside) -> None:
     aside.run(UNKNOWN)
 
@@ -153,6 +161,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+@posix_only("ptrace")
 @asynchronous
 async def test_a_traced_child(aioproc: Any) -> None:
     process = await aioproc.create_subprocess_exec(
@@ -185,16 +194,17 @@ async def test_a_traced_child(aioproc: Any) -> None:
 
 @asynchronous
 async def test_a_signal_after_the_exit(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("true")
+    process = await aioproc.create_subprocess_exec(*TRUE)
     await process.wait()
     for send in (process.kill, process.terminate, lambda: process.send_signal(0)):
         with pytest.raises(ProcessLookupError):
             send()
 
 
+@no_signals
 @asynchronous
 async def test_stop_and_continue(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.send_signal(signal.SIGSTOP)
     assert await settle(lambda: state_of(process.pid) == "T")
     process.stdin.write(b"x")
@@ -204,30 +214,32 @@ async def test_stop_and_continue(api: Any) -> None:
     assert await process.wait() == 0
 
 
+@no_signals
 @asynchronous
 async def test_a_stopped_child_can_be_killed(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE)
     process.send_signal(signal.SIGSTOP)
     assert await settle(lambda: state_of(process.pid) == "T")
     process.kill()
-    assert await process.wait() == -signal.SIGKILL
+    assert await process.wait() == KILLED
     process.stdin.close()
 
 
 @asynchronous
 async def test_a_signal_from_another_thread(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
     thread = threading.Thread(target=process.terminate)
     thread.start()
-    assert await process.wait() == -signal.SIGTERM
+    assert await process.wait() == TERMINATED
     thread.join()
     process.stdin.close()
 
 
+@no_signals
 @asynchronous
 async def test_signals_race_with_exits(aioproc: Any) -> None:
     async def one() -> int:
-        process = await aioproc.create_subprocess_exec("true")
+        process = await aioproc.create_subprocess_exec(*TRUE)
         stop = threading.Event()
 
         def harass() -> None:
@@ -251,7 +263,7 @@ async def test_signals_race_with_exits(aioproc: Any) -> None:
 
 @asynchronous
 async def test_many_wait_for_one(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE)
     waits = [asyncio.ensure_future(process.wait()) for _ in range(10)]
     cancelled = asyncio.ensure_future(process.wait())
     await asyncio.sleep(0)
@@ -267,7 +279,7 @@ async def test_many_wait_for_one(api: Any) -> None:
 async def test_wait_is_cancelled_when_the_exit_comes(aioproc: Any) -> None:
     """The exit is told between the cancellation and its arrival."""
     for rounds in range(4):
-        process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
         waiting = asyncio.ensure_future(process.wait())
         await asyncio.sleep(0)
         process.stdin.close()
@@ -289,14 +301,14 @@ async def test_the_transport_is_closed_before_the_exit_is_noticed(aioproc: Any) 
     protocols = []
     for _ in range(3):
         transport, protocol = await aioproc.subprocess_exec(
-            asyncio.SubprocessProtocol, "true", stdin=None, stdout=None, stderr=None
+            asyncio.SubprocessProtocol, *TRUE, stdin=None, stdout=None, stderr=None
         )
         protocols.append(protocol)
         pid = transport.get_pid()
         # Without the loop, which must not notice; a polling thread may.
         assert settle_now(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
         transport.close()
-        other = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+        other = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
         other.stdin.close()
         assert await other.wait() == 0
         assert await settle(lambda t=transport: t.get_returncode() is not None)  # type: ignore[misc]
@@ -313,20 +325,21 @@ def pollers():
 async def main():
     assert not pollers()
     processes = [
-        await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE) for _ in range(20)]
+        await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE) for _ in range(20)]
     assert len(pollers()) == 1 and len(threading.enumerate()) == 2
     for process in processes:
         process.stdin.close()
     assert [await process.wait() for process in processes] == [0] * 20
     assert await settle(lambda: not pollers())
     # and again
-    process = await aioproc.create_subprocess_exec("true")
+    process = await aioproc.create_subprocess_exec(*TRUE)
     assert await process.wait() == 0
     assert await settle(lambda: not pollers())
 run(main())
 """
 
 
+@posix_only("the polling thread")
 def test_one_polling_thread_for_any_number() -> None:
     Aside("thread").run(THREAD)
 
@@ -338,7 +351,7 @@ poller = pure._ThreadWatch.poller
 poller.MIN_PAUSE = poller.MAX_PAUSE = 3600
 async def main():
     process = await aioproc.create_subprocess_exec(
-        "cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+        *CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     assert await settle(lambda: poller._condition._waiters)
     poller.MIN_PAUSE = poller.MAX_PAUSE = 0.001
     assert await process.communicate() == (b"", None)
@@ -347,6 +360,7 @@ run(asyncio.wait_for(main(), 30))
 """
 
 
+@posix_only("the polling thread")
 def test_the_end_of_a_pipe_wakes_the_polling_thread() -> None:
     Aside("thread").run(PROMPT)
 

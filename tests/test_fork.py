@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: os.fork", allow_module_level=True)
+
 from aside import Aside
 
 COMMON = """

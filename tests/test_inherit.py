@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: attributes of threads, /proc", allow_module_level=True)
+
 from aside import Aside
 
 # In a thread of a helper process, where what cannot be taken back does no harm; the main

@@ -25,7 +25,8 @@ import pytest
 
 import aioproc as aioproc_package
 from aioproc import _extra, _install, _process
-from conftest import FUSE, python
+from conftest import FUSE
+from programs import CAT, KILLED, NL, TERMINATED, TRUE, WINDOWS, posix_only, python, sh, shell
 
 PIPE = asyncio.subprocess.PIPE
 LOOP_METHODS = ("subprocess_exec", "subprocess_shell")
@@ -34,8 +35,9 @@ ROOT = Path(aioproc_package.__file__).parent.parent
 
 def loop_classes() -> list[type]:
     classes: list[type] = [asyncio.BaseEventLoop]
-    if "uvloop" in sys.modules:
-        classes.append(sys.modules["uvloop"].Loop)
+    for name in ("uvloop", "winloop"):
+        if name in sys.modules:
+            classes.append(sys.modules[name].Loop)
     return classes
 
 
@@ -65,7 +67,16 @@ def installed(aioproc: Any) -> Iterator[Any]:
 
 
 def on_uvloop() -> bool:
-    return type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    return type(asyncio.get_running_loop()).__module__.startswith(("uvloop", "winloop"))
+
+
+def asyncio_must_serve() -> None:
+    if WINDOWS and isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+        pytest.skip("asyncio's selector loop on Windows has no subprocesses")
+
+
+def echo(text: str) -> list[str]:
+    return ["cmd", "/c", f"echo {text}"] if WINDOWS else ["echo", text]
 
 
 # -- what is served
@@ -73,21 +84,22 @@ def on_uvloop() -> bool:
 
 @pytest.mark.asyncio
 async def test_functions_imported_early_are_served(installed: Any) -> None:
-    process = await early_exec("cat", stdin=PIPE, stdout=PIPE)
+    process = await early_exec(*CAT, stdin=PIPE, stdout=PIPE)
     assert isinstance(process, installed.Process)
     assert isinstance(process.stdout, installed.StreamReader)
     assert await process.communicate(b"words") == (b"words", None)
-    process = await early_shell("echo $((6 * 7)); exit 3", stdout=PIPE)
+    process = await early_shell(shell("echo 42", "exit 3"), stdout=PIPE)
     assert isinstance(process, installed.Process)
-    assert await process.communicate() == (b"42\n", None)
+    assert await process.communicate() == (b"42" + NL, None)
     assert process.returncode == 3
 
 
 @pytest.mark.asyncio
 async def test_functions_are_asyncios_again_afterwards(aioproc: Any) -> None:
+    asyncio_must_serve()
     with aioproc.installed():
         pass
-    process = await early_exec("true")
+    process = await early_exec(*TRUE)
     assert not isinstance(process, aioproc.Process)
     assert type(process) is EarlyProcess
     assert await process.wait() == 0
@@ -117,14 +129,14 @@ class Recorder(asyncio.SubprocessProtocol):
 async def test_methods_of_the_loop_are_served(installed: Any) -> None:
     loop = asyncio.get_running_loop()
     for start in (
-        loop.subprocess_exec(Recorder, "echo", "hi", stdin=None),
+        loop.subprocess_exec(Recorder, *echo("hi"), stdin=None),
         loop.subprocess_shell(Recorder, "echo hi", stdin=None),
     ):
         transport, protocol = await start
         assert isinstance(transport, installed.SubprocessTransport)
         await protocol.done
         assert protocol.events == ["made", "exited", "lost"]
-        assert protocol.output == b"hi\n"
+        assert protocol.output == b"hi" + NL
 
 
 @pytest.mark.asyncio
@@ -180,8 +192,8 @@ async def test_isinstance_in_all_directions(installed: Any) -> None:
     class Derived(late):  # type: ignore[valid-type, misc]
         pass
 
-    served = await early_exec("true", stdout=PIPE)
-    own = await installed.create_subprocess_exec("true", stdout=PIPE)
+    served = await early_exec(*TRUE, stdout=PIPE)
+    own = await installed.create_subprocess_exec(*TRUE, stdout=PIPE)
     for process in (served, own):
         assert isinstance(process, EarlyProcess)
         assert isinstance(process, late)
@@ -202,9 +214,10 @@ async def test_isinstance_in_all_directions(installed: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_children_go_on_across_install_and_uninstall(aioproc: Any) -> None:
-    before = await early_exec("cat", stdin=PIPE, stdout=PIPE)
+    asyncio_must_serve()
+    before = await early_exec(*CAT, stdin=PIPE, stdout=PIPE)
     with aioproc.installed():
-        during = await early_exec("cat", stdin=PIPE, stdout=PIPE)
+        during = await early_exec(*CAT, stdin=PIPE, stdout=PIPE)
         assert isinstance(before, asyncio.subprocess.Process)
         assert not isinstance(before, aioproc.Process)
         assert await before.communicate(b"before") == (b"before", None)
@@ -223,8 +236,14 @@ async def test_children_go_on_across_install_and_uninstall(aioproc: Any) -> None
         ("exec", {"text": True}, ValueError, "text must be False"),
         ("exec", {"encoding": "utf-8"}, ValueError, "encoding must be None"),
         ("exec", {"errors": "strict"}, ValueError, "errors must be None"),
-        ("exec", {"cwd": "/no/such/directory"}, FileNotFoundError, "/no/such/directory"),
-        ("exec", {"startupinfo": object()}, ValueError, "startupinfo is only supported on"),
+        pytest.param(
+            *("exec", {"cwd": "/no/such/directory"}, FileNotFoundError, "/no/such/directory"),
+            marks=posix_only("the name in the error"),
+        ),
+        pytest.param(
+            *("exec", {"startupinfo": object()}, ValueError, "startupinfo is only supported on"),
+            marks=posix_only("a startupinfo that is refused"),
+        ),
         ("exec", {"no_such_keyword": 1}, TypeError, "no_such_keyword"),
         ("shell", {"shell": False}, ValueError, "shell must be True"),
         ("shell", {"text": True}, ValueError, "text must be False"),
@@ -237,11 +256,13 @@ async def test_wrong_arguments(
     async def attempt() -> None:
         with pytest.raises(error, match=text):
             if call == "exec":
-                await early_exec("true", **options)
+                await early_exec(*TRUE, **options)
             else:
                 await early_shell(**{"cmd": "true", **options})
 
-    if not on_uvloop():  # which has texts of its own
+    selector = isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+    # uvloop has texts of its own, Windows' selector loop no subprocesses.
+    if not on_uvloop() and not (WINDOWS and selector):
         await attempt()
     with aioproc.installed():
         await attempt()
@@ -251,17 +272,18 @@ async def test_wrong_arguments(
 async def test_missing_program(installed: Any) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await early_exec("no-such-program", "arg")
-    assert caught.value.filename == "no-such-program"
+    assert caught.value.filename == (None if WINDOWS else "no-such-program")
 
 
 # -- the limit
 
 
 LONG = 100_000
+LONG_LINE = sh(f"printf %0{LONG}d 0; echo", f"print('0' * {LONG})")
 
 
 async def read_long_line(**options: Any) -> bytes:
-    process = await early_exec("sh", "-c", f"printf %0{LONG}d 0; echo", stdout=PIPE, **options)
+    process = await early_exec(*LONG_LINE, stdout=PIPE, **options)
     assert process.stdout is not None
     try:
         return await process.stdout.readline()
@@ -400,7 +422,7 @@ def test_a_broken_loop_package_is_left_out(
 @pytest.mark.asyncio
 async def test_popen_beneath_the_transport(api: Any) -> None:
     process = await api.create_subprocess_exec(
-        "cat", "-", stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
+        *CAT, "-", stdin=api.PIPE, stdout=api.PIPE, stderr=api.PIPE
     )
     transport = process._transport
     popen = transport.get_extra_info("subprocess")
@@ -408,21 +430,21 @@ async def test_popen_beneath_the_transport(api: Any) -> None:
     assert popen is transport._proc
     assert isinstance(popen, subprocess.Popen)
     assert popen.pid == process.pid
-    assert list(popen.args) == ["cat", "-"]
+    assert list(popen.args) == [*CAT, "-"]
     assert popen.returncode is None
     assert popen.poll() is None
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         file = getattr(popen, name)
         assert file is transport.get_pipe_transport(fd).get_extra_info("pipe")
-        assert os.fstat(file.fileno())
+        assert WINDOWS or os.fstat(file.fileno())  # where it is a handle
         assert not file.closed
         assert not file.isatty()
         assert (file.readable(), file.writable()) == (fd != 0, fd == 0)
     with pytest.raises(subprocess.TimeoutExpired):
         popen.wait(timeout=0.01)
     popen.send_signal(signal.SIGTERM)
-    assert await process.wait() == -signal.SIGTERM
-    assert popen.returncode == -signal.SIGTERM
+    assert await process.wait() == TERMINATED
+    assert popen.returncode == TERMINATED
     popen.kill()  # silent, as Popen's
     assert transport.get_extra_info("no such thing", "default") == "default"
     assert transport.get_pipe_transport(1).get_extra_info("no such thing") is None
@@ -451,6 +473,7 @@ async def test_blocking_wait_leaves_the_exit_to_the_loop(aioproc: Any) -> None:
     assert await process.wait() == 5
 
 
+@posix_only("another wait that takes a status")
 @pytest.mark.asyncio
 async def test_blocking_wait_after_somebody_elses(aioproc: Any) -> None:
     # The loop, which would give up on the child, is blocked meanwhile.
@@ -465,7 +488,7 @@ async def test_blocking_wait_after_somebody_elses(aioproc: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_popen_polled_while_the_loop_runs(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=PIPE)
     popen = process._transport.get_extra_info("subprocess")
     thread_saw: list[int] = []
     thread = threading.Thread(target=lambda: thread_saw.append(popen.wait()))
@@ -480,11 +503,11 @@ async def test_popen_polled_while_the_loop_runs(aioproc: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_popen_as_a_context_manager(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=PIPE, stdout=PIPE)
     with process._transport.get_extra_info("subprocess") as popen:
         popen.kill()
-    assert popen.poll() == -signal.SIGKILL
-    assert await process.wait() == -signal.SIGKILL
+    assert popen.poll() == KILLED
+    assert await process.wait() == KILLED
     await asyncio.sleep(0)
     assert popen.stdin.closed
     with pytest.raises(ValueError, match="closed file"):
@@ -493,24 +516,24 @@ async def test_popen_as_a_context_manager(aioproc: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_popen_does_not_read_the_loops_pipes(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("echo", "hi", stdout=PIPE)
+    process = await aioproc.create_subprocess_exec(*echo("hi"), stdout=PIPE)
     with pytest.raises(RuntimeError, match="belong to the event loop"):
         process._transport.get_extra_info("subprocess").communicate()
-    assert await process.communicate() == (b"hi\n", None)
+    assert await process.communicate() == (b"hi" + NL, None)
 
 
 def test_popen_after_the_loop(aioproc: Any, new_loop: Any) -> None:
     loop = new_loop()
     process = loop.run_until_complete(
-        _in_loop(lambda: aioproc.create_subprocess_exec("cat", stdin=PIPE))
+        _in_loop(lambda: aioproc.create_subprocess_exec(*CAT, stdin=PIPE))
     )
     popen = process._transport.get_extra_info("subprocess")
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
     assert popen.poll() is None
     popen.terminate()
-    assert popen.wait(FUSE) == -signal.SIGTERM
-    assert process.returncode == -signal.SIGTERM
+    assert popen.wait(FUSE) == TERMINATED
+    assert process.returncode == TERMINATED
     process._transport.close()
 
 
@@ -554,7 +577,7 @@ def test_every_public_method_of_asyncios_protocol_is_ours() -> None:
 
 @pytest.mark.asyncio
 async def test_repr(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     transport = process._transport
     assert repr(process) == f"<Process {process.pid}>"
     assert f"pid={process.pid} running" in repr(transport)
@@ -573,7 +596,7 @@ async def test_repr(api: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_coroutine_functions_are_seen_as_such(api: Any) -> None:
-    process = await api.create_subprocess_exec("true")
+    process = await api.create_subprocess_exec(*TRUE)
     for method in (process.wait, process.communicate):
         assert inspect.iscoroutinefunction(method)
     assert not inspect.iscoroutinefunction(process.kill)
@@ -583,7 +606,7 @@ async def test_coroutine_functions_are_seen_as_such(api: Any) -> None:
 @pytest.mark.asyncio
 async def test_no_tasks_are_left(api: Any) -> None:
     me = asyncio.current_task()
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     if not api.is_oracle:
         assert asyncio.all_tasks() == {me}
     await process.communicate(b"")
@@ -593,7 +616,7 @@ async def test_no_tasks_are_left(api: Any) -> None:
 @pytest.mark.asyncio
 async def test_output_so_far(api: Any) -> None:
     # What programs do that run a shell beside them: look, decode, throw away.
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     for words in (b"one\ntwo", b"three\n"):
         process.stdin.write(words)
         end = time.monotonic() + FUSE
@@ -612,9 +635,7 @@ async def test_output_so_far(api: Any) -> None:
 
 @pytest.mark.asyncio
 async def test_limit_raised_later(api: Any) -> None:
-    process = await api.create_subprocess_exec(
-        "sh", "-c", f"printf %0{LONG}d 0; echo", stdout=api.PIPE, limit=100
-    )
+    process = await api.create_subprocess_exec(*LONG_LINE, stdout=api.PIPE, limit=100)
     process.stdout._limit = 2 * LONG
     assert len(await process.stdout.readline()) == LONG + 1
     assert await process.wait() == 0
@@ -624,9 +645,10 @@ async def test_limit_raised_later(api: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("exec", "execute program 'cat' stdin=<pipe> stdout=stderr=<pipe>"),
-        ("shell", "run shell command 'cat' stdin=<pipe> stdout=stderr=<pipe>"),
+        ("exec", f"execute program {CAT[0]!r} stdin=<pipe> stdout=stderr=<pipe>"),
+        ("shell", f"run shell command {shell('cat')!r} stdin=<pipe> stdout=stderr=<pipe>"),
     ],
+    ids=["exec", "shell"],
 )
 async def test_debug_mode_tells(
     api: Any, caplog: pytest.LogCaptureFixture, call: str, said: str
@@ -637,15 +659,16 @@ async def test_debug_mode_tells(
     options = {"stdin": api.PIPE, "stdout": api.PIPE, "stderr": api.STDOUT}
     with caplog.at_level(logging.DEBUG, logger="asyncio"):
         if call == "exec":
-            process = await api.create_subprocess_exec("cat", **options)
+            process = await api.create_subprocess_exec(*CAT, **options)
         else:
-            process = await api.create_subprocess_shell("cat", **options)
+            process = await api.create_subprocess_shell(shell("cat"), **options)
         await process.communicate(b"12345")
     loop.set_debug(False)
     # As it was said then: the objects look different by now.
     told = [record.message for record in caplog.records]
     assert told[0] == said
-    assert told[1] == f"process 'cat' created: pid {process.pid}"
+    program = CAT[0] if call == "exec" else shell("cat")
+    assert told[1] == f"process {program!r} created: pid {process.pid}"
     what = said.partition(" stdin")[0]
     assert any(text.startswith(f"{what}: <") and "running" in text for text in told)
     assert any(text.endswith("communicate: feed stdin (5 bytes)") for text in told)
@@ -661,7 +684,7 @@ from asyncio import create_subprocess_exec
 
 async def main():
     process = await create_subprocess_exec(
-        "sh", "-c", "printf %0100000d 0; echo", stdout=-1)
+        sys.executable, "-ISc", "import os; os.write(1, b'0' * 100000 + bytes([10]))", stdout=-1)
     try:
         length = len(await process.stdout.readline())
     except ValueError:

@@ -9,7 +9,22 @@ from typing import Any
 import pytest
 
 from aside import collect
-from conftest import python
+from programs import (
+    CAT,
+    DEAF,
+    KILLED,
+    LEAVES_CAT,
+    NL,
+    SILENT,
+    SLEEP,
+    TERMINATED,
+    TRUE,
+    WINDOWS,
+    YES,
+    python,
+    sh,
+    shell,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -80,14 +95,14 @@ class Contexts(list[dict[str, Any]]):
 
 
 async def test_the_order_of_calls(api: Any) -> None:
-    transport, protocol = await api.subprocess_shell(Log, "cat; echo err >&2; exit 3")
+    transport, protocol = await api.subprocess_shell(Log, shell("cat", "echo err >&2", "exit 3"))
     assert protocol.transport is transport
     assert protocol.calls == [("connection_made",)]
     assert isinstance(transport, asyncio.SubprocessTransport)
     transport.get_pipe_transport(0).write(b"hello")
     transport.get_pipe_transport(0).write_eof()
     await protocol.done.wait()
-    assert protocol.output == {1: b"hello", 2: b"err\n"}
+    assert protocol.output == {1: b"hello", 2: b"err" + NL}
     calls = protocol.calls
     assert calls[0] == ("connection_made",)
     assert calls[-1] == ("connection_lost", None)
@@ -110,7 +125,7 @@ async def test_the_order_of_calls(api: Any) -> None:
 
 async def test_without_pipes(api: Any) -> None:
     transport, protocol = await api.subprocess_exec(
-        Log, "true", stdin=None, stdout=None, stderr=None
+        Log, *TRUE, stdin=None, stdout=None, stderr=None
     )
     await protocol.done.wait()
     assert protocol.names == ["connection_made", "process_exited", "connection_lost"]
@@ -120,17 +135,17 @@ async def test_without_pipes(api: Any) -> None:
 
 async def test_stderr_to_stdout(api: Any) -> None:
     transport, protocol = await api.subprocess_shell(
-        Log, "echo one; echo two >&2", stderr=api.STDOUT
+        Log, shell("echo one", "echo two >&2"), stderr=api.STDOUT
     )
     assert transport.get_pipe_transport(2) is None
     await protocol.done.wait()
-    assert protocol.output[1] == b"one\ntwo\n"
+    assert protocol.output[1] == b"one" + NL + b"two" + NL
     transport.close()
 
 
 async def test_the_end_comes_after_all_pipes(api: Any) -> None:
     # cat lives on when the shell has ended, until its stdin is closed.
-    transport, protocol = await api.subprocess_shell(Log, "exec 3<&0; cat <&3 & echo hi")
+    transport, protocol = await api.subprocess_exec(Log, *LEAVES_CAT)
     await protocol.exited.wait()
     for _ in range(10):
         await asyncio.sleep(0)
@@ -144,7 +159,7 @@ async def test_the_end_comes_after_all_pipes(api: Any) -> None:
 
 
 async def test_the_end_comes_after_the_exit(api: Any) -> None:
-    transport, protocol = await api.subprocess_shell(Log, "exec <&- >&- 2>&-; exec sleep 1000")
+    transport, protocol = await api.subprocess_exec(Log, *SILENT)
     while protocol.names.count("pipe_connection_lost") < 3:
         protocol.lost.clear()
         await protocol.lost.wait()
@@ -157,7 +172,10 @@ async def test_the_end_comes_after_the_exit(api: Any) -> None:
 
 
 async def test_the_transport(api: Any) -> None:
-    transport, protocol = await api.subprocess_shell(Log, "echo $$; cat")
+    transport, protocol = await api.subprocess_exec(
+        Log,
+        *sh("echo $$; cat", "import os; print(os.getpid(), flush=True); sys.stdin.read()"),
+    )
     assert transport.get_returncode() is None
     assert not transport.is_closing()
     assert transport.get_protocol() is protocol
@@ -174,30 +192,29 @@ async def test_the_transport(api: Any) -> None:
 
 
 async def test_the_subprocess_of_a_transport(aioproc: Any) -> None:
-    transport, protocol = await aioproc.subprocess_exec(Log, "cat")
+    transport, protocol = await aioproc.subprocess_exec(Log, *CAT)
     child = transport.get_extra_info("subprocess")
     assert child.returncode is None
     assert child.poll() is None
     child.send_signal(signal.SIGTERM)
     await protocol.done.wait()
-    assert child.returncode == child.poll() == -signal.SIGTERM
+    assert child.returncode == child.poll() == TERMINATED
 
 
 @pytest.mark.parametrize("method", ["terminate", "kill", "send_signal"])
 async def test_signals(api: Any, method: str) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "sleep", "1000")
-    number = signal.SIGKILL if method == "kill" else signal.SIGTERM
-    arguments = [number] if method == "send_signal" else []
+    transport, protocol = await api.subprocess_exec(Log, *SLEEP)
+    arguments = [signal.SIGTERM] if method == "send_signal" else []
     getattr(transport, method)(*arguments)
     await protocol.done.wait()
-    assert transport.get_returncode() == -number
+    assert transport.get_returncode() == (KILLED if method == "kill" else TERMINATED)
     with pytest.raises(ProcessLookupError):
         getattr(transport, method)(*arguments)
     transport.close()
 
 
 async def test_changing_the_protocol(api: Any) -> None:
-    transport, first = await api.subprocess_exec(Log, "cat")
+    transport, first = await api.subprocess_exec(Log, *CAT)
     second = Log()
     second.calls.append("made by hand")
     transport.set_protocol(second)
@@ -214,22 +231,22 @@ async def test_changing_the_protocol(api: Any) -> None:
 
 
 async def test_close_kills(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "sleep", "1000")
+    transport, protocol = await api.subprocess_exec(Log, *SLEEP)
     transport.close()
     transport.close()
     assert transport.is_closing()
     await protocol.done.wait()
-    assert transport.get_returncode() == -signal.SIGKILL
+    assert transport.get_returncode() == KILLED
     assert sorted(protocol.names[1:-1]) == ["pipe_connection_lost"] * 3 + ["process_exited"]
     assert protocol.names[-1] == "connection_lost"
 
 
 async def test_close_drops_what_was_not_written(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "sleep", "1000")
+    transport, protocol = await api.subprocess_exec(Log, *SLEEP)
     transport.get_pipe_transport(0).write(bytes(1 << 20))
     transport.close()
     await protocol.done.wait()
-    assert transport.get_returncode() == -signal.SIGKILL
+    assert transport.get_returncode() == KILLED
     assert transport.get_pipe_transport(0).get_write_buffer_size() == 0
 
 
@@ -244,7 +261,9 @@ async def test_close_inside_a_callback(api: Any, where: str) -> None:
             if name == where:
                 self.transport.close()
 
-    transport, protocol = await api.subprocess_shell(Closing, "echo hello; exec cat")
+    transport, protocol = await api.subprocess_exec(
+        Closing, *sh("echo hello; exec cat", "print('hello', flush=True); sys.stdin.read()")
+    )
     if where == "process_exited":
         transport.kill()
     elif where == "pipe_connection_lost":
@@ -258,7 +277,7 @@ async def test_close_inside_a_callback(api: Any, where: str) -> None:
 
 
 async def test_dropping_a_live_transport(aioproc: Any) -> None:
-    transport, protocol = await aioproc.subprocess_exec(asyncio.SubprocessProtocol, "true")
+    transport, protocol = await aioproc.subprocess_exec(asyncio.SubprocessProtocol, *TRUE)
     child = transport.get_extra_info("subprocess")
     with pytest.warns(ResourceWarning, match="unclosed transport"):
         transport.__del__()
@@ -273,7 +292,7 @@ async def test_dropping_a_live_transport(aioproc: Any) -> None:
 
 
 async def test_pausing_a_pipe(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "cat")
+    transport, protocol = await api.subprocess_exec(Log, *CAT)
     stdin, stdout = (transport.get_pipe_transport(fd) for fd in (0, 1))
     assert isinstance(stdout, asyncio.ReadTransport)
     stdout.pause_reading()
@@ -293,7 +312,7 @@ async def test_pausing_a_pipe(api: Any) -> None:
 
 async def test_pausing_twice(aioproc: Any) -> None:
     # asyncio's pipes forgive this since 3.7 only in part.
-    transport, protocol = await aioproc.subprocess_exec(Log, "cat")
+    transport, protocol = await aioproc.subprocess_exec(Log, *CAT)
     stdout = transport.get_pipe_transport(1)
     assert stdout.is_reading()
     stdout.resume_reading()
@@ -328,19 +347,19 @@ async def test_pausing_inside_a_callback(api: Any) -> None:
 
 
 async def test_closing_an_output(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "yes")
+    transport, protocol = await api.subprocess_exec(Log, *YES)
     stdout = transport.get_pipe_transport(1)
     stdout.close()
     assert stdout.is_closing()
     await protocol.done.wait()
-    assert transport.get_returncode() == -signal.SIGPIPE
+    assert transport.get_returncode() == (1 if WINDOWS else -signal.SIGPIPE)
     assert protocol.calls.count(("pipe_connection_lost", 1, None)) == 1
     transport.close()
 
 
 async def test_writing_to_a_pipe(api: Any) -> None:
     # The child takes nothing until its output, which nobody reads, is read.
-    transport, protocol = await api.subprocess_exec(Log, "cat")
+    transport, protocol = await api.subprocess_exec(Log, *CAT)
     stdin, stdout = (transport.get_pipe_transport(fd) for fd in (0, 1))
     assert isinstance(stdin, asyncio.WriteTransport)
     stdout.pause_reading()
@@ -367,7 +386,7 @@ async def test_writing_to_a_pipe(api: Any) -> None:
 
 
 async def test_write_buffer_limits(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(Log, "sleep", "1000")
+    transport, protocol = await api.subprocess_exec(Log, *SLEEP)
     stdin = transport.get_pipe_transport(0)
     for given, expected in [
         ({}, (16384, 65536)),
@@ -392,7 +411,7 @@ async def test_write_buffer_limits(api: Any) -> None:
 
 async def test_no_buffer_at_all(api: Any) -> None:
     # high=0: every write that is not taken at once pauses.
-    transport, protocol = await api.subprocess_exec(Log, "cat")
+    transport, protocol = await api.subprocess_exec(Log, *CAT)
     stdin, stdout = (transport.get_pipe_transport(fd) for fd in (0, 1))
     stdin.set_write_buffer_limits(high=0)
     stdout.pause_reading()
@@ -423,7 +442,7 @@ async def test_aborting_an_input(api: Any) -> None:
 
 
 async def test_an_input_that_breaks(api: Any) -> None:
-    transport, protocol = await api.subprocess_shell(Log, "exec sleep 1000")
+    transport, protocol = await api.subprocess_exec(Log, *SLEEP)
     stdin = transport.get_pipe_transport(0)
     stdin.write(bytes(1 << 20))
     transport.kill()
@@ -436,9 +455,7 @@ async def test_an_input_that_breaks(api: Any) -> None:
 
 async def test_an_input_whose_reader_has_gone(api: Any) -> None:
     # Nothing is written: still the end is noticed.
-    transport, protocol = await api.subprocess_shell(
-        Log, "exec <&-; exec sleep 1000", stdout=None, stderr=None
-    )
+    transport, protocol = await api.subprocess_exec(Log, *DEAF, stdout=None, stderr=None)
     await protocol.lost.wait()
     assert protocol.calls[1:] == [("pipe_connection_lost", 0, None)]
     transport.close()
@@ -455,11 +472,11 @@ async def test_a_factory_that_raises(aioproc: Any, tmp_path: Any) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await aioproc.subprocess_exec(factory, "touch", str(trace))
+        await aioproc.subprocess_exec(factory, *python("open(sys.argv[1], 'w')", str(trace)))
     with pytest.raises(ZeroDivisionError):
-        await aioproc.subprocess_shell(factory, f"touch {trace}")
+        await aioproc.subprocess_shell(factory, f"echo hello > {trace}")
     # Another child of the same loop has come and gone; there was none before it.
-    process = await aioproc.create_subprocess_exec("true")
+    process = await aioproc.create_subprocess_exec(*TRUE)
     await process.wait()
     assert not trace.exists()
 
@@ -485,11 +502,11 @@ async def test_callbacks_that_raise(api: Any, where: str) -> None:
                 raise ZeroDivisionError(name)
 
     with Contexts() as contexts:
-        transport, protocol = await api.subprocess_shell(Raising, "echo hello; exit 3")
+        transport, protocol = await api.subprocess_shell(Raising, shell("echo hello", "exit 3"))
         await protocol.done.wait()
     assert contexts.messages()
     assert set(contexts.messages()) == {where}
-    assert protocol.output[1] == b"hello\n"
+    assert protocol.output[1] == b"hello" + NL
     assert protocol.names[-1] == "connection_lost"
     assert protocol.names.count("pipe_connection_lost") == 3
     assert protocol.names.count("process_exited") == 1
@@ -506,7 +523,7 @@ async def test_flow_control_that_raises(api: Any, where: str) -> None:
                 raise ZeroDivisionError(name)
 
     with Contexts() as contexts:
-        transport, protocol = await api.subprocess_exec(Raising, "cat")
+        transport, protocol = await api.subprocess_exec(Raising, *CAT)
         stdin = transport.get_pipe_transport(0)
         stdin.write(bytes(1 << 20))
         stdin.write_eof()
@@ -536,7 +553,7 @@ async def test_data_after_an_error(api: Any) -> None:
 
 
 async def test_a_plain_protocol(api: Any) -> None:
-    transport, protocol = await api.subprocess_exec(asyncio.SubprocessProtocol, "cat")
+    transport, protocol = await api.subprocess_exec(asyncio.SubprocessProtocol, *CAT)
     assert type(protocol) is asyncio.SubprocessProtocol
     transport.get_pipe_transport(0).write(b"hello")
     transport.get_pipe_transport(0).close()

@@ -13,6 +13,11 @@ from typing import Any
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: see test_windows.py", allow_module_level=True)
+
 import seccomp
 from conftest import python
 from helpers import script

@@ -12,6 +12,7 @@ import pytest
 from aioproc import _backends
 from aioproc._backends import residents
 from conftest import FUSE, open_fds
+from programs import TRUE
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,7 +31,7 @@ async def test_a_spawn_that_failed_keeps_nothing_open(
     with monkeypatch.context() as patch:
         patch.setattr(room, "open_stdio", no_more_descriptors)
         with pytest.raises(OSError, match="Too many open files"):
-            await aioproc.create_subprocess_exec("true")
+            await aioproc.create_subprocess_exec(*TRUE)
     end = time.monotonic() + FUSE
     while open_fds().keys() - before.keys():
         assert time.monotonic() < end

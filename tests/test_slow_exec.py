@@ -15,6 +15,11 @@ from typing import Any
 
 import pytest
 
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: leases on files", allow_module_level=True)
+
 from aside import children, open_fds, settle
 from conftest import python
 

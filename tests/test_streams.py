@@ -13,7 +13,7 @@ import pytest
 
 import aioproc as package
 from aioproc._streams import PAUSE_AT
-from conftest import python
+from programs import CAT, SLEEP, TRUE, posix_only, python, sh
 
 pytestmark = pytest.mark.asyncio
 
@@ -275,7 +275,7 @@ async def test_limits_that_are_none(aioproc: Any) -> None:
         with pytest.raises(ValueError, match="Limit cannot be <= 0"):
             package.StreamReader(limit=limit, loop=asyncio.get_running_loop())
         with pytest.raises(ValueError, match="Limit cannot be <= 0"):
-            await aioproc.create_subprocess_exec("true", stdout=aioproc.PIPE, limit=limit)
+            await aioproc.create_subprocess_exec(*TRUE, stdout=aioproc.PIPE, limit=limit)
 
 
 async def test_repr_of_a_reader() -> None:
@@ -289,9 +289,13 @@ async def test_repr_of_a_reader() -> None:
 # -- reading from a child
 
 
+def says(text: str) -> list[str]:
+    return sh(f"printf '{text}'", f"print('{text}', end='')")
+
+
 async def test_reading_in_every_way(api: Any) -> None:
-    process = await api.create_subprocess_shell(
-        "printf 'line 1\\nuntil;12345rest\\nline 2\\nline 3\\nlast'", stdout=api.PIPE
+    process = await api.create_subprocess_exec(
+        *says("line 1\\nuntil;12345rest\\nline 2\\nline 3\\nlast"), stdout=api.PIPE
     )
     out = process.stdout
     assert await out.readline() == b"line 1\n"
@@ -310,7 +314,7 @@ async def test_reading_in_every_way(api: Any) -> None:
 
 
 async def test_an_incomplete_read_tells_what_came(api: Any) -> None:
-    process = await api.create_subprocess_shell("printf abc", stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*says("abc"), stdout=api.PIPE)
     with pytest.raises(asyncio.IncompleteReadError) as caught:
         await process.stdout.readexactly(5)
     assert (caught.value.partial, caught.value.expected) == (b"abc", 5)
@@ -318,8 +322,9 @@ async def test_an_incomplete_read_tells_what_came(api: Any) -> None:
 
 
 async def test_a_limit_is_asyncios(api: Any) -> None:
-    process = await api.create_subprocess_shell(
-        "printf 'short\\n%050d\\nnext\\n%050d;after' 0 0", stdout=api.PIPE, limit=20
+    zeros = "0" * 50
+    process = await api.create_subprocess_exec(
+        *says(f"short\\n{zeros}\\nnext\\n{zeros};after"), stdout=api.PIPE, limit=20
     )
     out = process.stdout
     assert await out.readline() == b"short\n"
@@ -395,7 +400,7 @@ async def test_many_lines(api: Any) -> None:
 async def test_a_cancelled_read_loses_nothing(
     aioproc: Any, method: str, arguments: tuple[Any, ...], result: bytes
 ) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     read = b""
     for part in b"he", b"llo\n":
         reading = asyncio.create_task(getattr(process.stdout, method)(*arguments))
@@ -418,7 +423,7 @@ async def test_a_cancelled_read_loses_nothing(
 
 
 async def test_only_one_may_read(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     reading = asyncio.create_task(process.stdout.read(10))
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="already waiting for incoming data"):
@@ -446,6 +451,7 @@ if not told: os.write(2, b"%d\\n" % written)
 """
 
 
+@posix_only("pipes for select()")
 @pytest.mark.parametrize("limit", [None, 1000])
 async def test_the_pipe_pauses_while_nobody_reads(api: Any, limit: int | None) -> None:
     options = {} if limit is None else {"limit": limit}
@@ -466,7 +472,7 @@ async def test_the_pipe_pauses_while_nobody_reads(api: Any, limit: int | None) -
 async def test_drain_waits_for_the_child(api: Any) -> None:
     data = random.Random(1).randbytes(4 * MEGABYTE)
     # Nobody reads what cat gives back, so it stops taking.
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.write(b"x")
     await process.stdin.drain()  # under the high-water mark: at once
     process.stdin.write(data)
@@ -481,7 +487,7 @@ async def test_drain_waits_for_the_child(api: Any) -> None:
 
 
 async def test_a_cancelled_drain_ends_only_itself(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.write(bytes(4 * MEGABYTE))
     first, second = (asyncio.create_task(process.stdin.drain()) for _ in range(2))
     await asyncio.sleep(0)
@@ -496,8 +502,13 @@ async def test_a_cancelled_drain_ends_only_itself(api: Any) -> None:
 
 
 async def test_drain_raises_when_the_child_has_closed_its_stdin(api: Any) -> None:
-    process = await api.create_subprocess_shell(
-        "exec 0<&-; echo closed; exec sleep 1000", stdin=api.PIPE, stdout=api.PIPE
+    process = await api.create_subprocess_exec(
+        *sh(
+            "exec 0<&-; echo closed; exec sleep 1000",
+            "import os, time; os.close(0); print('closed', flush=True); time.sleep(1000)",
+        ),
+        stdin=api.PIPE,
+        stdout=api.PIPE,
     )
     assert await process.stdout.readline() == b"closed\n"
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
@@ -509,7 +520,7 @@ async def test_drain_raises_when_the_child_has_closed_its_stdin(api: Any) -> Non
 
 
 async def test_a_drain_that_waits_learns_of_the_end(api: Any) -> None:
-    process = await api.create_subprocess_exec("sleep", "1000", stdin=api.PIPE)
+    process = await api.create_subprocess_exec(*SLEEP, stdin=api.PIPE)
     process.stdin.write(bytes(MEGABYTE))
     draining = asyncio.create_task(process.stdin.drain())
     await asyncio.sleep(0)
@@ -524,7 +535,7 @@ async def test_a_drain_that_waits_learns_of_the_end(api: Any) -> None:
 
 
 async def test_closing(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     assert not process.stdin.is_closing()
     process.stdin.write(b"hello")
     process.stdin.close()
@@ -537,7 +548,7 @@ async def test_closing(api: Any) -> None:
 
 
 async def test_many_wait_until_it_is_closed(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
     waits = [asyncio.create_task(process.stdin.wait_closed()) for _ in range(3)]
     await asyncio.sleep(0)
     waits[0].cancel()
@@ -549,7 +560,7 @@ async def test_many_wait_until_it_is_closed(aioproc: Any) -> None:
 
 
 async def test_writing_by_other_names(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.writelines([b"one ", bytearray(b"two "), memoryview(b"three ")])
     process.stdin.write(b"")
     process.stdin.write(memoryview(b"-four-")[1:-1])
@@ -562,7 +573,7 @@ async def test_writing_by_other_names(api: Any) -> None:
 async def test_writes_after_the_end_are_dropped(
     api: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
     process.stdin.close()
     with caplog.at_level(logging.WARNING):
         for i in range(8):
@@ -579,7 +590,7 @@ async def test_writes_after_the_end_are_dropped(
 
 
 async def test_what_was_written_does_not_change(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
     data = random.Random(2).randbytes(MEGABYTE)
     changing = bytearray(data)
     process.stdin.write(changing)
@@ -594,7 +605,7 @@ async def test_what_was_written_does_not_change(aioproc: Any) -> None:
 
 
 async def test_what_cannot_be_written(aioproc: Any) -> None:
-    process = await aioproc.create_subprocess_exec("cat", stdin=aioproc.PIPE)
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE)
     for wrong in "text", 5, None:
         with pytest.raises(TypeError):
             process.stdin.write(wrong)
@@ -605,7 +616,7 @@ async def test_what_cannot_be_written(aioproc: Any) -> None:
 
 
 async def test_extra_info(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE)
     stdin = process.stdin
     if not api.is_oracle:  # whose pipes know nothing of the process
         assert stdin.get_extra_info("subprocess").pid == process.pid
@@ -618,7 +629,7 @@ async def test_extra_info(api: Any) -> None:
 
 
 async def test_megabytes_in_small_writes(api: Any) -> None:
-    process = await api.create_subprocess_exec("cat", stdin=api.PIPE, stdout=api.PIPE)
+    process = await api.create_subprocess_exec(*CAT, stdin=api.PIPE, stdout=api.PIPE)
 
     async def write() -> None:
         for i in range(20_000):

@@ -131,6 +131,11 @@ def lint() -> None:
 
 def types() -> None:
     run(sys.executable, "-m", "mypy")
+    rooms = ROOT / "aioproc" / "_backends"
+    names = ("overlapped.py", "pure_windows.py", "windows.py")
+    windows = [rooms / name for name in names if (rooms / name).exists()]
+    words = ["--platform", "win32", "--follow-imports", "silent"]
+    run(sys.executable, "-m", "mypy", *words, *windows)
 
 
 def demo() -> None:

@@ -28,16 +28,16 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TREE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.debian import Failure, clean_environment, copy_tree, enter, make_root, must, run, say
 
 OLDEST = (3, 10)
 #: What the suite needs, and what a build of the extension does.
@@ -75,68 +75,6 @@ print(json.dumps({
 }))
 """
 
-#: Enters a Debian root: sh -c ENTER sh ROOT [SOURCE TARGET]... -- COMMAND...
-#: The mounts are in a namespace of their own and vanish with it.
-ENTER = """
-set -e
-root=$1; shift
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs tmpfs "$root/tmp"
-while [ "$1" != -- ]; do
-    mkdir -p "$root$2"
-    mount --bind "$1" "$root$2"
-    shift 2
-done
-shift
-exec chroot "$root" "$@"
-"""
-
-
-class Failure(Exception):
-    """Something that ends the work on one interpreter, or on all; said in one line."""
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def run(
-    command: Iterable[str | Path],
-    log: Path,
-    *,
-    env: dict[str, str] | None = None,
-    cwd: Path | None = None,
-    timeout: float | None = None,
-) -> int:
-    """The exit code; all output goes to the log. Nothing of it survives a timeout."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            env=env,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(timeout)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise Failure(f"no end after {timeout:g} seconds, see {log}") from None
-            raise
-
-
-def must(command: Iterable[str | Path], log: Path, what: str) -> None:
-    code = run(command, log)
-    if code:
-        raise Failure(f"{what} failed with {code}, see {log}")
-
-
 # -- interpreters
 
 
@@ -158,19 +96,6 @@ class Interpreter:
     @property
     def where(self) -> str:
         return self.executable if self.root is None else f"Debian {self.root.name}"
-
-
-def enter(root: Path, words: list[str], mounts: dict[Path, str]) -> list[str | Path]:
-    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]
-    binds = [word for pair in mounts.items() for word in pair]
-    return [*unshare, root, *binds, "--", *words]
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """Without this machine's settings of Python and of the suite itself."""
-    kept = {"PATH", "HOME", "LANG", "TMPDIR", "http_proxy", "https_proxy"}
-    kept |= {name for name in os.environ if name.startswith("PYENV")}
-    return {name: os.environ[name] for name in kept if name in os.environ} | more
 
 
 def probe(executable: str, root: Path | None) -> Interpreter | None:
@@ -214,17 +139,10 @@ def local_interpreters(paths: list[str]) -> list[Interpreter]:
 # -- Debian
 
 
-def mirror() -> str:
-    """Where apt here gets Debian from."""
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in listed.stdout.splitlines():
-        if line.startswith("Debian Debian "):
-            return line.split()[2]
-    raise Failure("apt here knows no Debian archive; name one with --mirror")
+def debian_packages(names: set[str]) -> list[str]:
+    pythons = sorted(name for name in names if PACKAGES.fullmatch(name))
+    headers = {f"{name}-dev" for name in pythons} & names
+    return [*PROGRAMS, *pythons, *sorted(headers)]
 
 
 def debian_root(cache: Path, suite: str, archive: str | None, refresh: bool) -> Path:
@@ -236,25 +154,8 @@ def debian_root(cache: Path, suite: str, archive: str | None, refresh: bool) -> 
     log = cache / "logs" / f"debian-{suite}.log"
     log.unlink(missing_ok=True)
     ready.unlink(missing_ok=True)
-    if shutil.which("debootstrap") is None:
-        say("installing debootstrap")
-        must(["apt-get", "install", "-y", "--no-install-recommends", "debootstrap"], log, "apt")
-    if root.exists():
-        shutil.rmtree(root)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    say(f"making {root} (a minute or two)")
-    must(
-        ["debootstrap", "--variant=minbase", suite, root, archive or mirror()], log, "debootstrap"
-    )
-    # The lists are debootstrap's: no update is needed.
-    names = subprocess.run(
-        enter(root, ["apt-cache", "pkgnames"], {}), stdout=subprocess.PIPE, text=True
-    ).stdout.split()
-    pythons = sorted(name for name in names if PACKAGES.fullmatch(name))
-    headers = {f"{name}-dev" for name in pythons}.intersection(names)
-    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-    apt += ["install", "-y", "--no-install-recommends", *PROGRAMS, *pythons, *sorted(headers)]
-    must(enter(root, apt, {}), log, "apt in the Debian root")
+    packages = make_root(root, archive, debian_packages, log)
+    pythons = [name for name in packages if PACKAGES.fullmatch(name)]
     ready.write_text("\n".join([note, *pythons]))
     return root
 
@@ -367,23 +268,6 @@ def environment(world: World, refresh: bool) -> str | None:
             why_not = "no wheel"
     note.write_text(json.dumps({"key": key, "no_uvloop": why_not}))
     return why_not
-
-
-def copy_tree(target: Path) -> None:
-    """What git would commit, so that no build touches the tree itself."""
-    if target.exists():
-        shutil.rmtree(target)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=TREE,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (TREE / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(TREE / name, target / name)
 
 
 def install_wheel(world: World, folder: Path) -> str:

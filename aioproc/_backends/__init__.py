@@ -25,8 +25,14 @@ class _Attempt:
 
 def _native(attempts: list[_Attempt]) -> Backend | None:
     if sys.platform == "win32":
-        attempts.append(_Attempt("native", "there is no native backend for Windows yet"))
-        return None
+        try:
+            from . import windows
+        except ImportError as error:
+            attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
+            return None
+        why_not = windows.probe()
+        attempts.append(_Attempt("native", why_not))
+        return windows.WindowsBackend() if why_not is None else None
     try:
         from . import posix
     except ImportError as error:
@@ -91,12 +97,13 @@ def report() -> dict[str, Any]:
         "not_used": {a.name: a.why_not for a in attempts if a.why_not is not None},
         "features": {},
     }
-    try:
-        from . import posix
-    except ImportError:
-        pass
-    else:
-        result["features"] = posix.features()
+    if sys.platform != "win32":
+        try:
+            from . import posix
+        except ImportError:
+            pass
+        else:
+            result["features"] = posix.features()
     from . import pure
 
     result["features"]["pure_exit_watch"] = pure.mechanism()

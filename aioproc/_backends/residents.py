@@ -30,6 +30,11 @@ R = TypeVar("R", bound="Resident[Any]")
 _shut_down: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
+def shut_down(loop: asyncio.AbstractEventLoop) -> None:
+    """The loop has shut its asynchronous generators down."""
+    _shut_down.add(loop)
+
+
 class Watched(Protocol):
     """What this file has to know of a child."""
 

@@ -1,0 +1,530 @@
+"""Pipes and exits on Windows, by one I/O completion port a loop.
+
+A daemon thread waits at the port and has the loop look at what has come, so that any
+kind of loop will do, in whatever thread. Made of the modules that the standard library
+has for asyncio's Proactor loop.
+"""
+
+from __future__ import annotations
+
+import _overlapped
+import _winapi
+import asyncio
+import collections
+import errno
+import msvcrt
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import residents
+from .residents import Resident
+
+if TYPE_CHECKING:
+    from .._spec import SpawnSpec
+    from .pure_windows import WindowsChild
+
+PIPE = -1
+
+#: Bytes that Windows keeps for a pipe's reader.
+PIPE_SIZE = 64 * 1024
+#: Bytes asked for by one read: the larger number once a read has filled the smaller.
+SMALL, LARGE = 8 * 1024, 64 * 1024
+#: Most bytes of one write under way.
+MOST_WRITTEN = 64 * 1024
+#: Milliseconds between two looks at a loop that has shut its generators down.
+LOOK = 10
+#: Most packets taken from the port at a time.
+BATCH = 64
+
+PIPE_REJECT_REMOTE_CLIENTS = 0x8
+FILE_READ_ATTRIBUTES, FILE_WRITE_ATTRIBUTES = 0x80, 0x100
+
+Done = Callable[[Any], None]
+
+
+class Port(Resident["WindowsChild"]):
+    """The completion port of a loop, its thread, and what is under way there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._iocp = _overlapped.CreateIoCompletionPort(
+            _overlapped.INVALID_HANDLE_VALUE, _overlapped.NULL, 0, 0
+        )
+        #: By the address of the OVERLAPPED, which has to live until the port has told of
+        #: it, whatever becomes of the pipe.
+        self._operations: dict[int, tuple[Any, Done]] = {}
+        self._ends: set[_End] = set()
+        self._arrived: collections.deque[int] = collections.deque()
+        self._told = False
+        self._ending = False
+        super().__init__(loop)
+        if self._guard is None:
+            self._ending = True  # the loop has shut its generators down already
+        threading.Thread(target=self._run, name="aioproc-port", daemon=True).start()
+
+    # -- in the loop's thread
+
+    def join(self, end: _End, handle: int) -> None:
+        _overlapped.CreateIoCompletionPort(handle, self._iocp, 0, 0)
+        self._ends.add(end)
+        self.touch()
+
+    def begin(self, done: Done) -> Any:
+        """An OVERLAPPED for an operation; `done` is called with it in the loop."""
+        overlapped = _overlapped.Overlapped(_overlapped.NULL)
+        self._operations[overlapped.address] = overlapped, done
+        return overlapped
+
+    def take_back(self, overlapped: Any) -> None:
+        """The operation has not come about."""
+        self._operations.pop(overlapped.address, None)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        loop = self._loop()
+        if self.is_open and loop is not None and not loop.is_closed():
+            loop.call_soon(callback)
+
+    def watch_exit(self, child: WindowsChild) -> None:
+        overlapped = self.begin(lambda _: self._exited(child))
+        try:
+            child.wait_handle = _overlapped.RegisterWaitWithQueue(
+                child.handle, self._iocp, overlapped.address, _overlapped.INFINITE
+            )
+        except BaseException:
+            self.take_back(overlapped)
+            raise
+        child.wait_address = overlapped.address
+        self.children[id(child)] = child
+        child.port = self
+        self.touch()
+
+    def _exited(self, child: WindowsChild) -> None:
+        if self.children.pop(id(child), None) is not None:
+            child.port = None
+            self._unwatch_exit(child)
+            child.reap()
+            child.tell()
+
+    def _unwatch_exit(self, child: WindowsChild) -> None:
+        handle, child.wait_handle = child.wait_handle, 0
+        # Waits for the callback, which only posts to the port.
+        _overlapped.UnregisterWaitEx(handle, _overlapped.INVALID_HANDLE_VALUE)
+        self._operations.pop(child.wait_address, None)
+
+    def _drain(self) -> None:
+        self._told = False
+        try:
+            while self.is_open and self._arrived:
+                overlapped, done = self._operations.pop(self._arrived.popleft(), (None, None))
+                if done is not None:
+                    done(overlapped)
+        finally:
+            if self._arrived:
+                self.call_soon(self._drain)
+        if self.is_idle():
+            self.retire_when_idle()
+
+    # -- in any thread
+
+    def leave(self, end: _End) -> None:
+        self._ends.discard(end)
+        if self.is_open and not self._ends:
+            self._wake()
+
+    def _wake(self) -> None:
+        # An address of nothing; without one _overlapped takes the packet for a failure.
+        _overlapped.PostQueuedCompletionStatus(self._iocp, 0, 0, 1)
+
+    # -- in the port's own thread
+
+    def _run(self) -> None:
+        wait = _overlapped.GetQueuedCompletionStatus
+        while self.is_open or self._operations:
+            packet = wait(self._iocp, LOOK if self._ending else _overlapped.INFINITE)
+            arrived = packet is not None
+            for _ in range(BATCH):
+                if packet is None:
+                    break
+                self._arrived.append(packet[3])
+                packet = wait(self._iocp, 0)
+            if self.is_open and arrived:
+                self._tell_loop()
+            if self.is_open and self._ending and self.loop_is_closed():
+                self.close()
+            if not self.is_open:
+                # Nobody is to be told: what was cancelled is only waited for.
+                while self._arrived:
+                    self._operations.pop(self._arrived.popleft(), None)
+        _winapi.CloseHandle(self._iocp)
+
+    def _tell_loop(self) -> None:
+        if self._told:
+            return
+        self._told = True
+        loop = self._loop()
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._drain)
+                return
+        except RuntimeError:
+            pass  # closed meanwhile
+        self.close()
+
+    # -- the end
+
+    def is_idle(self) -> bool:
+        return not self.children and not self._ends and not self._operations
+
+    def _loop_ends(self) -> None:
+        # Somebody may shut the generators down and go on using the loop, and a pipe can
+        # be joined to one port only. The thread notices when the loop is really closed.
+        loop = self._loop()
+        if loop is not None:
+            residents.shut_down(loop)
+        if self.is_open:
+            if self.is_idle():
+                self.close()
+            else:
+                self._ending = True
+                self._wake()
+
+    def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        for end in list(self._ends):
+            end.abort()
+        for child in list(self.children.values()):
+            self._unwatch_exit(child)
+            child.become_orphan()
+        self._wake()
+
+
+# -- pipes
+
+
+class _End:
+    """Our end of a pipe; the number of it is a handle, not a descriptor."""
+
+    __slots__ = ("__weakref__", "_callback", "_error", "_handle", "_operation", "_port")
+
+    def __init__(self, port: Port, handle: int) -> None:
+        port.join(self, handle)
+        self._port = port
+        self._handle = handle
+        self._callback: Callable[[], None] | None = None
+        #: What is under way.
+        self._operation: Any = None
+        self._error: OSError | None = None
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def enlarge(self) -> bool:
+        return False  # a pipe keeps the size it was made with
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        if self._callback is None:
+            self._callback = callback
+            self._port.call_soon(self._notify)
+
+    def unwatch(self) -> None:
+        self._callback = None
+
+    def _is_ready(self) -> bool:
+        """Whether reading or writing would not have to wait."""
+        raise NotImplementedError
+
+    def _notify(self) -> None:
+        """Calls back, now and in every round of the loop as long as we are ready."""
+        if self._callback is not None and self._is_ready():
+            self._callback()
+            if self._callback is not None and self._is_ready():
+                self._port.call_soon(self._notify)
+
+    def _check(self) -> None:
+        if self._handle < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def abort(self) -> None:
+        """Closes at once; what is under way is cancelled."""
+        handle, self._handle = self._handle, -1
+        self._close_handle(handle)
+
+    def _close_handle(self, handle: int) -> None:
+        self.unwatch()
+        if handle >= 0:
+            if self._operation is not None:
+                self._operation.cancel()
+            _winapi.CloseHandle(handle)
+            self._port.leave(self)
+
+
+class PipeReadEnd(_End):
+    """base.ReadEnd. Reads ahead by one operation."""
+
+    __slots__ = ("_at_end", "_data", "_size")
+
+    def __init__(self, port: Port, handle: int) -> None:
+        super().__init__(port, handle)
+        self._data = b""
+        self._at_end = False
+        self._size = SMALL
+
+    def read(self, n: int) -> bytes:
+        if not self._data and not self._fetch():
+            return b""
+        data = self._data
+        self._data = data[n:]
+        return data[:n]
+
+    def readinto(self, buffer: bytearray) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _fetch(self) -> bool:
+        """Gets data; False at the end, BlockingIOError when there is none yet."""
+        self._check()
+        self._begin()
+        if self._data:
+            return True
+        if self._error is not None:
+            raise self._error
+        if self._at_end:
+            return False
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _is_ready(self) -> bool:
+        if self._handle >= 0:
+            self._begin()
+        return bool(self._data) or self._at_end or self._error is not None
+
+    def _begin(self) -> None:
+        while not (self._data or self._at_end or self._error or self._operation):
+            overlapped = self._port.begin(self._done)
+            try:
+                overlapped.ReadFile(self._handle, self._size)
+            except BrokenPipeError:
+                self._port.take_back(overlapped)
+                self._at_end = True
+            except OSError as error:
+                self._port.take_back(overlapped)
+                self._error = error
+            else:
+                self._operation = overlapped
+                if not overlapped.pending:
+                    self._take()
+
+    def _take(self) -> None:
+        overlapped, self._operation = self._operation, None
+        try:
+            self._data = overlapped.getresult()
+        except OSError as error:
+            self._error = error
+            return
+        if len(self._data) == self._size:
+            self._size = LARGE
+        # Without an error somebody has written nothing, which is not the end.
+        self._at_end = overlapped.error == _winapi.ERROR_BROKEN_PIPE
+
+    def _done(self, overlapped: Any) -> None:
+        if overlapped is self._operation:
+            self._take()
+            self._notify()
+
+    def close(self) -> None:
+        self.abort()
+
+
+class PipeWriteEnd(_End):
+    """base.WriteEnd. What write() has taken may be on its way still; it goes out also
+    when the end is closed."""
+
+    __slots__ = ("_gone", "_reader_callback", "_to_close")
+
+    def __init__(self, port: Port, handle: int) -> None:
+        super().__init__(port, handle)
+        self._reader_callback: Callable[[], None] | None = None
+        #: A read that ends when nobody is at the other end.
+        self._gone: Any = None
+        #: The handle, once closed, until the last write is done.
+        self._to_close = -1
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._check()
+        if self._error is not None:
+            raise self._error
+        if self._operation is not None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        # A copy: the caller may do with it what he likes once we have said it is taken.
+        chunk = bytes(data[:MOST_WRITTEN])
+        overlapped = self._port.begin(self._done)
+        try:
+            overlapped.WriteFile(self._handle, chunk)
+        except BaseException:
+            self._port.take_back(overlapped)
+            raise
+        if overlapped.pending:
+            self._operation = overlapped
+        return len(chunk)
+
+    def _is_ready(self) -> bool:
+        return self._operation is None
+
+    def _done(self, overlapped: Any) -> None:
+        if overlapped is not self._operation:
+            return
+        self._operation = None
+        try:
+            overlapped.getresult()
+        except OSError as error:
+            self._error = error
+        if self._to_close >= 0:
+            self._finish()
+        elif self._callback is not None:
+            self._notify()
+        elif self._error is not None:
+            self._tell_reader_gone()
+
+    def watch_reader(self, callback: Callable[[], None]) -> None:
+        if self._reader_callback is not None:
+            return
+        self._reader_callback = callback
+        self._await_reader_end()
+
+    def _await_reader_end(self) -> None:
+        overlapped = self._port.begin(self._reader_done)
+        try:
+            overlapped.ReadFile(self._handle, 1)
+        except OSError:
+            self._port.take_back(overlapped)
+            self._port.call_soon(self._tell_reader_gone)
+        else:
+            self._gone = overlapped
+
+    def _reader_done(self, overlapped: Any) -> None:
+        if overlapped is self._gone:
+            self._gone = None
+            self._tell_reader_gone()
+
+    def _tell_reader_gone(self) -> None:
+        if self._reader_callback is not None:
+            self._reader_callback()
+
+    def close(self) -> None:
+        if self._operation is None or not self._port.is_open:
+            self.abort()
+        elif self._handle >= 0:
+            self._to_close, self._handle = self._handle, -1
+            self.unwatch()
+            self._stop_watching_reader()
+
+    def abort(self) -> None:
+        self._stop_watching_reader()
+        if self._to_close >= 0:
+            self._finish()
+        else:
+            super().abort()
+
+    def _finish(self) -> None:
+        handle, self._to_close = self._to_close, -1
+        self._close_handle(handle)
+
+    def _stop_watching_reader(self) -> None:
+        self._reader_callback = None
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone.cancel()
+
+
+def make_pipe(size: int, ours_reads: bool) -> tuple[int, int]:
+    """Our end, overlapped, and the child's, which is not."""
+    name = rf"\\.\pipe\aioproc-{os.getpid()}-{secrets.token_hex(8)}"
+    # Ours reads in any case: it is how the writing end hears that the reader has gone.
+    access = _winapi.PIPE_ACCESS_INBOUND if ours_reads else _winapi.PIPE_ACCESS_DUPLEX
+    ours = _winapi.CreateNamedPipe(
+        name,
+        access | _winapi.FILE_FLAG_OVERLAPPED | _winapi.FILE_FLAG_FIRST_PIPE_INSTANCE,
+        _winapi.PIPE_WAIT | PIPE_REJECT_REMOTE_CLIENTS,
+        1,
+        size,
+        size,
+        _winapi.NMPWAIT_WAIT_FOREVER,
+        _winapi.NULL,
+    )
+    if ours_reads:
+        access = _winapi.GENERIC_WRITE | FILE_READ_ATTRIBUTES
+    else:
+        access = _winapi.GENERIC_READ | FILE_WRITE_ATTRIBUTES
+    try:
+        theirs = _winapi.CreateFile(
+            name, access, 0, _winapi.NULL, _winapi.OPEN_EXISTING, 0, _winapi.NULL
+        )
+    except BaseException:
+        _winapi.CloseHandle(ours)
+        raise
+    return ours, theirs
+
+
+class Stdio:
+    """The three standard streams of a child to be: opened, ours and theirs."""
+
+    __slots__ = ("_to_close", "stderr", "stdin", "stdout", "theirs")
+
+    def __init__(self) -> None:
+        #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
+        self.theirs: list[int | None] = [None, None, None]
+        self.stdin: PipeWriteEnd | None = None
+        self.stdout: PipeReadEnd | None = None
+        self.stderr: PipeReadEnd | None = None
+        self._to_close: list[int] = []
+
+    def close_theirs(self) -> None:
+        for fd in self._to_close:
+            os.close(fd)
+        self._to_close.clear()
+
+    def close(self) -> None:
+        self.close_theirs()
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.abort()
+
+    def _pipe(self, number: int, size: int, port: Port) -> None:
+        ours, theirs = make_pipe(size, ours_reads=number > 0)
+        try:
+            if number == 0:
+                self.stdin = PipeWriteEnd(port, ours)
+            elif number == 1:
+                self.stdout = PipeReadEnd(port, ours)
+            else:
+                self.stderr = PipeReadEnd(port, ours)
+        except BaseException:
+            _winapi.CloseHandle(ours)
+            _winapi.CloseHandle(theirs)
+            raise
+        try:
+            fd = msvcrt.open_osfhandle(theirs, os.O_RDONLY if number == 0 else 0)
+        except BaseException:
+            _winapi.CloseHandle(theirs)
+            raise
+        self._to_close.append(fd)
+        self.theirs[number] = fd
+
+    def open(self, spec: SpawnSpec, port: Port) -> None:
+        for number, source in enumerate(spec.stdio):
+            if source == PIPE:
+                self._pipe(number, spec.pipesize if spec.pipesize > 0 else PIPE_SIZE, port)
+            else:
+                self.theirs[number] = source
+
+
+def open_stdio(spec: SpawnSpec, port: Port) -> Stdio:
+    """Opens what the spec asks for; on an error nothing stays open."""
+    stdio = Stdio()
+    try:
+        stdio.open(spec, port)
+    except BaseException:
+        stdio.close()
+        raise
+    return stdio

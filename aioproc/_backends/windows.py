@@ -1,0 +1,720 @@
+"""The native room on Windows: children, pipes and exits by the C port.
+
+spawn -> ap_port_spawn -> token; a thread of the C layer calls CreateProcessW
+a thread a loop: ap_port_wait -> call_soon_threadsafe(_Port._drain) -> ap_port_next
+    AP_STARTED, AP_FAILED -> NativeChild.started
+    AP_EXITED -> NativeChild.returncode, rusage, on_exit()
+    AP_READ, AP_WRITTEN -> the pipe's end, which calls whoever watches it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import msvcrt
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .. import _native
+from .base import ReadEnd, ResourceUsage, WriteEnd, logger
+from .residents import Resident, Residents, shut_down
+
+if TYPE_CHECKING:
+    from .._spec import SpawnSpec
+
+ffi = _native.ffi
+lib = _native.lib
+
+DEVNULL, PIPE = -3, -1
+
+_BATCH = 64
+_PENDING = -lib.AP_PENDING
+_FOREVER = 0xFFFFFFFF
+#: Milliseconds between two looks whether a loop has closed, while nothing else will tell.
+_LOOK = 10
+
+#: What the system buffers of a pipe, in bytes.
+_BUFFERED = 64 * 1024
+#: Most bytes of one read: at first, when a read has filled that, of a bulky flow.
+_SMALL, _MEDIUM, _LARGE = 8 * 1024, 64 * 1024, 256 * 1024
+
+STARTF_USESTDHANDLES = 0x100
+ERROR_INVALID_PARAMETER = 87
+
+
+def windows_error(number: int) -> OSError:
+    """As Windows' own errors are raised, winerror and text included."""
+    code, text = ffi.getwinerror(number)
+    return OSError(0, text, None, code)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise windows_error(-result)
+    return result
+
+
+def probe() -> str | None:
+    """Why the C layer cannot be used here, or None."""
+    port = ffi.new("ap_port **")
+    result = lib.ap_port_open(port)
+    if result < 0:
+        return str(windows_error(-result))
+    lib.ap_port_close(port[0])
+    lib.ap_port_wait(port[0], 0)
+    return None
+
+
+# -- pipes
+
+
+def _closed() -> OSError:
+    return OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _not_yet() -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+class _End:
+    """Our end of a pipe. Its operations are the C layer's; the port tells it of their
+    ends."""
+
+    __slots__ = ("_callback", "_handle", "_key", "_loop", "_pipe", "_port", "_scheduled")
+
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
+        self._port: _Port | None = port
+        self._loop = loop
+        self._key = key
+        self._pipe = pipe
+        self._handle: int = lib.ap_pipe_handle(pipe)
+        self._callback: Callable[[], None] | None = None
+        self._scheduled = False
+
+    def fileno(self) -> int:
+        """The handle's number; -1 when closed."""
+        return self._handle
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        if self._callback is None:
+            self._callback = callback
+            self._arm()
+
+    def unwatch(self) -> None:
+        self._callback = None
+
+    def enlarge(self) -> bool:
+        return False
+
+    def _arm(self) -> None:
+        """Has _fire called as soon as there is a reason."""
+        raise NotImplementedError
+
+    def _fire_soon(self) -> None:
+        if not self._scheduled and not self._loop.is_closed():
+            self._scheduled = True
+            self._loop.call_soon(self._fire_now)
+
+    def _fire_now(self) -> None:
+        self._scheduled = False
+        self._fire()
+
+    def _fire(self) -> None:
+        callback = self._callback
+        if callback is None:
+            return
+        try:
+            callback()
+        finally:
+            if self._callback is not None and self._pipe is not None:
+                self._arm()
+
+    def read_done(self, result: int) -> None:
+        """AP_READ has come."""
+
+    def write_done(self) -> None:
+        """AP_WRITTEN has come."""
+
+    def forget(self) -> None:
+        """The port closes: nothing will be told any more."""
+        self._callback = self._port = None
+
+    def close(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is None:
+            return
+        self._handle = -1
+        self._callback = None
+        port, self._port = self._port, None
+        # First: once the port has closed, it waits for nothing but what is under way.
+        lib.ap_pipe_close(pipe)
+        if port is not None:
+            port.remove_end(self._key)
+
+
+class PipeReadEnd(_End):
+    __slots__ = ("_at", "_pending", "_result", "_size")
+
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
+        super().__init__(port, loop, key, pipe)
+        self._size = _SMALL
+        self._pending = False
+        #: What the last read gave and nobody has taken: bytes, 0 at the end, -error.
+        self._result: int | None = None
+        #: How much of it has been taken.
+        self._at = 0
+
+    def _start(self) -> bool:
+        """Whether there is a result by now."""
+        if self._result is None and not self._pending:
+            result = lib.ap_pipe_read(self._pipe, self._size)
+            if result == _PENDING:
+                self._pending = True
+            else:
+                self._result = result
+        return self._result is not None
+
+    def _arm(self) -> None:
+        if self._start():
+            self._fire_soon()
+
+    def read_done(self, result: int) -> None:
+        self._pending = False
+        self._result = result
+        self._fire()
+
+    def _take(self, most: int) -> tuple[int, int]:
+        """Where in the C layer's buffer there are how many bytes to take."""
+        if self._pipe is None:
+            raise _closed()
+        if not self._start():
+            raise _not_yet()
+        result = self._result
+        assert result is not None
+        if result < 0:
+            raise windows_error(-result)
+        start = self._at
+        n = min(most, result - start)
+        if result and start + n == result:
+            self._result = None
+            self._at = 0
+            if result == self._size < _MEDIUM:
+                self._size = _MEDIUM
+        else:
+            self._at += n
+        return start, n
+
+    def read(self, n: int) -> bytes:
+        start, n = self._take(n)
+        data: bytes = ffi.buffer(lib.ap_pipe_data(self._pipe) + start, n)[:] if n else b""
+        return data
+
+    def readinto(self, buffer: bytearray) -> int:
+        start, n = self._take(len(buffer))
+        if n:
+            ffi.memmove(buffer, lib.ap_pipe_data(self._pipe) + start, n)
+        return n
+
+    def enlarge(self) -> bool:
+        self._size = _LARGE
+        return True
+
+
+class PipeWriteEnd(_End):
+    """What write() has taken is in the pipe, for whoever calls it: it still goes out
+    after close()."""
+
+    __slots__ = ("_on_reader_gone",)
+
+    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
+        super().__init__(port, loop, key, pipe)
+        self._on_reader_gone: Callable[[], None] | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self._pipe is None:
+            raise _closed()
+        n: int = lib.ap_pipe_write(self._pipe, ffi.from_buffer(data), len(data))
+        if n == _PENDING:
+            raise _not_yet()
+        return _check(n)
+
+    def _arm(self) -> None:
+        if not lib.ap_pipe_writing(self._pipe):
+            self._fire_soon()
+
+    def write_done(self) -> None:
+        self._fire()
+
+    def watch_reader(self, callback: Callable[[], None]) -> None:
+        # A read from this end, into which nobody can write.
+        if self._on_reader_gone is None and self._pipe is not None:
+            self._on_reader_gone = callback
+            if lib.ap_pipe_read(self._pipe, 1) != _PENDING:
+                self._loop.call_soon(self.read_done, 0)
+
+    def read_done(self, result: int) -> None:
+        callback, self._on_reader_gone = self._on_reader_gone, None
+        if callback is not None and self._pipe is not None:
+            callback()
+
+    def forget(self) -> None:
+        super().forget()
+        self._on_reader_gone = None
+
+    def close(self) -> None:
+        self._on_reader_gone = None
+        super().close()
+
+
+class Stdio:
+    """The three standard streams of a child to be: opened, ours and theirs."""
+
+    __slots__ = ("_to_close", "stderr", "stdin", "stdout", "theirs")
+
+    def __init__(self) -> None:
+        #: The child's handles; 0: what we have. None: it gets nothing from us.
+        self.theirs: list[int] | None = None
+        self.stdin: PipeWriteEnd | None = None
+        self.stdout: PipeReadEnd | None = None
+        self.stderr: PipeReadEnd | None = None
+        self._to_close: list[int] = []
+
+    def close_theirs(self) -> None:
+        for handle in self._to_close:
+            lib.ap_handle_close(handle)
+        self._to_close.clear()
+
+    def close(self) -> None:
+        self.close_theirs()
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.close()
+
+    def _open(self, spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) -> None:
+        if spec.stdio == (None, None, None) and not spec.stderr_to_stdout:
+            return
+        self.theirs = [0, 0, 0]
+        size = spec.pipesize if spec.pipesize > 0 else _BUFFERED
+        for number, source in enumerate(spec.stdio):
+            if source is None:
+                continue
+            if source == PIPE:
+                what = lib.AP_WE_WRITE if number == 0 else lib.AP_WE_READ
+                key, pipe, theirs = port.open_pipe(what, size)
+                self._to_close.append(theirs)
+                self.theirs[number] = theirs
+                if number == 0:
+                    self.stdin = PipeWriteEnd(port, loop, key, pipe)
+                    port.ends[key] = self.stdin
+                else:
+                    end = PipeReadEnd(port, loop, key, pipe)
+                    port.ends[key] = end
+                    if number == 1:
+                        self.stdout = end
+                    else:
+                        self.stderr = end
+            elif source == DEVNULL:
+                handle = ffi.new("int64_t *")
+                _check(lib.ap_null_open(handle))
+                self._to_close.append(handle[0])
+                self.theirs[number] = handle[0]
+            else:
+                self.theirs[number] = msvcrt.get_osfhandle(source)
+
+
+def open_stdio(spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) -> Stdio:
+    """Opens what the spec asks for; on an error nothing stays open."""
+    stdio = Stdio()
+    try:
+        stdio._open(spec, port, loop)
+    except BaseException:
+        stdio.close()
+        raise
+    return stdio
+
+
+# -- children
+
+
+def _usage(completion: Any) -> ResourceUsage | None:
+    if not completion.has_usage:
+        return None
+    peak = completion.max_rss
+    return ResourceUsage(
+        completion.user_time / 1e6,
+        completion.system_time / 1e6,
+        peak if peak >= 0 else None,
+        *[0] * 6,
+    )
+
+
+class NativeChild:
+    """base.Child over a token of the C layer."""
+
+    __slots__ = (
+        "__weakref__",
+        "_error",
+        "_port",
+        "_token",
+        "on_exit",
+        "pid",
+        "returncode",
+        "rusage",
+        "started",
+        "stderr",
+        "stdin",
+        "stdout",
+    )
+
+    def __init__(self, port: _Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
+        self._port: _Port | None = port
+        #: 0 once the C layer has forgotten it.
+        self._token = token
+        self._error: OSError | None = None
+        #: 0 until `started`.
+        self.pid = 0
+        self.returncode: int | None = None
+        self.rusage: ResourceUsage | None = None
+        self.started: asyncio.Future[None] | None = loop.create_future()
+        self.on_exit: Callable[[], None] | None = None
+        self.stdin: WriteEnd | None = stdio.stdin
+        self.stdout: ReadEnd | None = stdio.stdout
+        self.stderr: ReadEnd | None = stdio.stderr
+
+    def __del__(self) -> None:
+        # Only an orphan can be forgotten by everybody before it has ended. The garbage
+        # collector may come here first, and to those who would kill it later.
+        if self._token:
+            lib.ap_abandon(self._token)
+
+    def send_signal(self, number: int) -> None:
+        if number == signal.SIGTERM:
+            self._send(lib.ap_terminate)
+        elif number in (signal.CTRL_C_EVENT, signal.CTRL_BREAK_EVENT):
+            self._send(lib.ap_console_event, number)
+        else:
+            raise ValueError(f"Unsupported signal: {number}")
+
+    def _send(self, function: Callable[..., int], *args: int) -> None:
+        token = self._token
+        result = function(token, *args) if token else -ERROR_INVALID_PARAMETER
+        if result == -ERROR_INVALID_PARAMETER:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        _check(result)
+
+    def poll(self) -> int | None:
+        token = self._token
+        if self.returncode is None and token:
+            port = self._port
+            if port is not None and port.loop_is_closed():
+                port.close()
+            completion = ffi.new("ap_completion *")
+            if lib.ap_poll(token, completion) == 1:
+                self.note(completion)
+        return self.returncode
+
+    def peek(self) -> int | None:
+        token = self._token
+        if self.returncode is None and token:
+            completion = ffi.new("ap_completion *")
+            if lib.ap_peek(token, completion) == 1:
+                code: int = completion.exit_code
+                return code
+        # None again while the loop's thread takes the news from the port.
+        return self.returncode
+
+    def expect_exit(self) -> None:
+        pass
+
+    def abandon(self) -> None:
+        self.on_exit = None
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.close()
+        token, self._token = self._token, 0
+        if token:
+            lib.ap_abandon(token)
+            port = self._port
+            if port is not None:
+                port.remove_child(token)
+
+    def note(self, completion: Any) -> None:
+        """A completion has come. Any thread; tells nobody."""
+        if completion.kind == lib.AP_STARTED:
+            self.pid = completion.pid
+            return
+        self._port = None
+        self._token = 0
+        if completion.kind == lib.AP_FAILED:
+            self._error = windows_error(-completion.result)
+        else:
+            self.rusage = _usage(completion)
+            self.returncode = completion.exit_code
+
+    def tell(self) -> None:
+        """In the loop: what is known by now."""
+        started = self.started
+        if started is not None and not started.done():
+            if self._error is None:
+                started.set_result(None)
+                self.started = None
+            else:
+                started.set_exception(self._error)
+        if self.returncode is None:
+            return
+        on_exit = self.on_exit
+        if on_exit is not None:
+            self.on_exit = None
+            on_exit()
+
+
+# -- the port
+
+
+def _wait(port: Any, resident: weakref.ref[_Port], milliseconds: int) -> None:
+    """The thread of a port, which holds neither it nor its loop."""
+    while True:
+        what = lib.ap_port_wait(port, milliseconds)
+        if what == lib.AP_CLOSED:
+            return
+        owner = resident()
+        if owner is None:
+            continue  # it has just been closed
+        if what < 0:
+            logger.error("the port of a loop does not work: %s", windows_error(-what))
+            owner.close()
+        else:
+            milliseconds = owner.woken(what == lib.AP_NEWS)
+        del owner
+
+
+class _Port(Resident[NativeChild]):
+    """The C port of one event loop; children by token, ends of pipes by key."""
+
+    _port: Any = None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        handle = ffi.new("ap_port **")
+        _check(lib.ap_port_open(handle))
+        self._port = handle[0]
+        self._completions = ffi.new("ap_completion[]", _BATCH)
+        #: The completions that have been fetched and not been dealt with.
+        self._fetched = range(0)
+        self._keys = itertools.count(1)
+        self.ends: dict[int, _End] = {}
+        super().__init__(loop)
+        self._thread = threading.Thread(
+            target=_wait,
+            args=(self._port, weakref.ref(self), self._patience()),
+            name="aioproc-port",
+            daemon=True,
+        )
+        try:
+            self._thread.start()
+        except BaseException:
+            port = self._port
+            self.close()
+            lib.ap_port_wait(port, 0)  # in the thread's place
+            raise
+
+    def __del__(self) -> None:
+        # The loop is gone, and was never closed.
+        if self._port is not None:
+            self.close()
+
+    def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        port, self._port = self._port, None
+        lib.ap_port_close(port)
+        for end in list(self.ends.values()):
+            end.forget()
+        self.ends.clear()
+
+    def is_idle(self) -> bool:
+        # The C layer also counts those that are being seen off.
+        return not lib.ap_port_live(self._port)
+
+    def _retire(self) -> None:
+        super()._retire()
+        if self.is_open and not self.children:
+            self.retire_when_idle()  # pipes have outlived the children
+
+    def _loop_ends(self) -> None:
+        loop = self._loop()
+        if not self.is_open or loop is None:
+            return
+        if not self.is_idle():
+            # The loop may go on, with pipes that cannot change ports. So the thread
+            # watches from now on whether it closes.
+            self._guard = None
+            shut_down(loop)
+            lib.ap_port_wake(self._port)
+            return
+        super()._loop_ends()
+        # Who counts threads when a loop has closed shall find as many as before.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(1)
+
+    def woken(self, news: bool) -> int:
+        """In the port's thread. For how long, in milliseconds, to wait again."""
+        loop = self._loop()
+        if loop is None or loop.is_closed():
+            self.close()
+        elif news:
+            try:
+                loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # closed meanwhile
+                self.close()
+        return self._patience()
+
+    def _patience(self) -> int:
+        return _FOREVER if self._guard is not None else _LOOK
+
+    # -- pipes
+
+    def open_pipe(self, what: int, size: int) -> tuple[int, Any, int]:
+        """A key, our end, and the handle of theirs."""
+        self.touch()
+        key = next(self._keys)
+        ours, theirs = ffi.new("ap_pipe **"), ffi.new("int64_t *")
+        _check(lib.ap_pipe_open(self._port, key, what, size, ours, theirs))
+        return key, ours[0], theirs[0]
+
+    def remove_end(self, key: int) -> None:
+        # By the garbage collector in any thread.
+        self.ends.pop(key, None)
+
+    # -- children
+
+    def spawn(self, request: Any, strings: bytes, handles: list[int], jobs: list[int]) -> int:
+        self.touch()
+        return _check(lib.ap_port_spawn(self._port, request, strings, handles, jobs))
+
+    def remove_child(self, token: int) -> None:
+        self.children.pop(token, None)
+        self.retire_when_idle()
+
+    def _drain(self) -> None:
+        if not self.is_open:
+            return
+        more = bool(self._fetched)  # of a round that was cut short
+        if not more:
+            self._fetched = range(lib.ap_port_next(self._port, self._completions, _BATCH))
+            more = len(self._fetched) == _BATCH
+        try:
+            while self._fetched and self.is_open:
+                i = self._fetched[0]
+                self._fetched = self._fetched[1:]
+                try:
+                    self._complete(self._completions[i])
+                except (SystemExit, KeyboardInterrupt):
+                    more = True
+                    raise
+                except BaseException:
+                    logger.exception("a child's completion could not be delivered")
+        finally:
+            loop = self._loop()
+            if more and loop is not None and not loop.is_closed():
+                loop.call_soon(self._drain)
+        if not self.children:
+            self.retire_when_idle()
+
+    def _complete(self, completion: Any) -> None:
+        kind = completion.kind
+        if kind == lib.AP_READ or kind == lib.AP_WRITTEN:
+            end = self.ends.get(completion.token)
+            if end is None:
+                pass  # closed
+            elif kind == lib.AP_READ:
+                end.read_done(completion.result)
+            else:
+                end.write_done()
+            return
+        if kind == lib.AP_STARTED:
+            child = self.children.get(completion.token)
+        else:
+            child = self.children.pop(completion.token, None)
+        if child is not None:
+            child.note(completion)
+            child.tell()
+
+
+_ports = Residents(_Port)
+
+
+def _encode(text: str | None) -> bytes:
+    """UTF-16 as Windows has it, with its NUL; surrogates need not be in pairs."""
+    return b"" if text is None else (text + "\0").encode("utf-16-le", "surrogatepass")
+
+
+class WindowsBackend:
+    """base.Backend by the C layer."""
+
+    name = "native"
+    strategy = "CreateProcess, IOCP"
+
+    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
+        port = _ports.of(loop)
+        try:
+            stdio = open_stdio(spec, port, loop)
+            try:
+                child = self._spawn(spec, loop, port, stdio)
+            except BaseException:
+                stdio.close()
+                raise
+        except BaseException:
+            # It may have been opened for nothing.
+            port.retire_when_idle()
+            raise
+        stdio.close_theirs()
+        return child
+
+    def _spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
+    ) -> NativeChild:
+        # What subprocess.Popen raises, before anything is started (PEP 578).
+        sys.audit("subprocess.Popen", spec.executable, spec.command_line, spec.cwd, spec.env)
+        attributes = spec.startupinfo.lpAttributeList or {}
+        handles = list(attributes.get("handle_list") or ())
+        jobs = list(attributes.get("job_list") or ())
+        request, strings = self._request(spec, stdio)
+        request.handle_count = len(handles)
+        request.job_count = len(jobs)
+        token = port.spawn(request, strings, handles, jobs)
+        child = NativeChild(port, token, loop, stdio)
+        port.children[token] = child
+        return child
+
+    def _request(self, spec: SpawnSpec, stdio: Stdio) -> tuple[Any, bytes]:
+        request = ffi.new("ap_request *")
+        info = spec.startupinfo
+        request.flags = lib.AP_CLOSE_FDS if spec.close_fds else 0
+        request.creation_flags = spec.creationflags
+        request.startup_flags = info.dwFlags
+        request.show_window = info.wShowWindow
+        if stdio.theirs is not None:
+            request.flags |= lib.AP_STD_HANDLES
+            request.std = stdio.theirs
+            if spec.stderr_to_stdout:
+                request.flags |= lib.AP_STDERR_TO_STDOUT
+        elif info.dwFlags & STARTF_USESTDHANDLES:
+            given = (info.hStdInput, info.hStdOutput, info.hStdError)
+            request.std = [0 if handle is None else int(handle) for handle in given]
+        program, command = _encode(spec.executable), _encode(spec.command_line)
+        cwd = _encode(spec.cwd)
+        # Of none at all the block is two NULs.
+        environment = None
+        if spec.env is not None:
+            entries = [f"{name}={value}\0" for name, value in spec.env.items()]
+            environment = "".join(entries) or "\0"
+        block = _encode(environment)
+        request.program_length = len(program) // 2 - 1
+        request.command_length = len(command) // 2 - 1
+        request.cwd_length = len(cwd) // 2 - 1
+        request.environment_length = len(block) // 2 - 1
+        return request, program + command + cwd + block

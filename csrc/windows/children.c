@@ -1,0 +1,202 @@
+/* The table of all children of this process, and what can be done to one child by
+ * anybody at any time, be its port open or not. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PSAPI_VERSION 2 /* its functions in kernel32 */
+#include <psapi.h>
+
+SRWLOCK ap_lock = SRWLOCK_INIT;
+
+/* A token is a slot's number and how often the slot was used, so that a stale
+ * packet or a late signal never reaches the slot's next child. */
+typedef struct {
+  ap_child *child;
+  uint32_t uses;
+  uint32_t next_free; /* slot number + 1; 0: none */
+} slot;
+
+static slot *slots;
+static uint32_t slot_count, first_free;
+
+static bool more_slots(void) {
+  uint32_t count = slot_count ? slot_count * 2 : 64;
+  slot *grown = realloc(slots, count * sizeof *slots);
+  if (!grown) return false;
+  slots = grown;
+  for (uint32_t i = count; i-- > slot_count;) {
+    slots[i].child = NULL;
+    slots[i].uses = 0;
+    slots[i].next_free = first_free;
+    first_free = i + 1;
+  }
+  slot_count = count;
+  return true;
+}
+
+ap_child *child_new(void) {
+  if (!first_free && !more_slots()) return NULL;
+  ap_child *child = calloc(1, sizeof *child);
+  if (!child) return NULL;
+  uint32_t number = first_free - 1;
+  slot *own = &slots[number];
+  first_free = own->next_free;
+  own->uses = (own->uses + 1) & 0x3fffffff;
+  own->child = child;
+  child->token = ((int64_t)own->uses << 32) | (number + 1);
+  return child;
+}
+
+ap_child *child_find(int64_t token) {
+  uint32_t number = (uint32_t)token - 1;
+  if (token <= 0 || number >= slot_count) return NULL;
+  ap_child *child = slots[number].child;
+  return child && child->token == token ? child : NULL;
+}
+
+void child_free(ap_child *child) {
+  uint32_t number = (uint32_t)child->token - 1;
+  slots[number].child = NULL;
+  slots[number].next_free = first_free;
+  first_free = number + 1;
+  if (child->process) CloseHandle(child->process);
+  if (child->plan) plan_free(child->plan);
+  free(child);
+}
+
+void child_link(ap_port *port, ap_child *child) {
+  child->port = port;
+  child->prev = NULL;
+  child->next = port->children;
+  if (child->next) child->next->prev = child;
+  port->children = child;
+  port->live++;
+}
+
+void child_unlink(ap_child *child) {
+  ap_port *port = child->port;
+  if (child->prev)
+    child->prev->next = child->next;
+  else
+    port->children = child->next;
+  if (child->next) child->next->prev = child->prev;
+  child->port = NULL;
+  port->live--;
+}
+
+static int64_t microseconds(const FILETIME *time) {
+  /* FILETIME counts in 100 ns. */
+  return (((int64_t)time->dwHighDateTime << 32) | time->dwLowDateTime) / 10;
+}
+
+bool child_look(ap_child *child) {
+  if (child->state == CHILD_ENDED) return true;
+  /* Not by GetExitCodeProcess alone: STILL_ACTIVE is an exit code like others. */
+  if (child->state != CHILD_RUNNING ||
+      WaitForSingleObject(child->process, 0) != WAIT_OBJECT_0)
+    return false;
+  ap_completion *end = &child->end;
+  FILETIME created, exited, kernel, user;
+  PROCESS_MEMORY_COUNTERS memory;
+  DWORD code = 0;
+  end->token = child->token;
+  end->kind = AP_EXITED;
+  end->pid = child->pid;
+  GetExitCodeProcess(child->process, &code);
+  end->exit_code = code;
+  if (GetProcessTimes(child->process, &created, &exited, &kernel, &user)) {
+    end->has_usage = 1;
+    end->user_time = microseconds(&user);
+    end->system_time = microseconds(&kernel);
+  }
+  end->max_rss = -1;
+  if (K32GetProcessMemoryInfo(child->process, &memory, sizeof memory) &&
+      memory.PeakWorkingSetSize)
+    end->max_rss = (int64_t)(memory.PeakWorkingSetSize / 1024);
+  child->state = CHILD_ENDED;
+  return true;
+}
+
+/* Kills it if it runs. */
+static int terminate(ap_child *child) {
+  if (child->state != CHILD_RUNNING || TerminateProcess(child->process, 1)) return 0;
+  int error = failure();
+  /* Access is denied when it has ended already. */
+  return WaitForSingleObject(child->process, 0) == WAIT_OBJECT_0 ? 0 : error;
+}
+
+int ap_terminate(int64_t token) {
+  lock();
+  ap_child *child = child_find(token);
+  int result = child ? terminate(child) : -ERROR_INVALID_PARAMETER;
+  unlock();
+  return result;
+}
+
+int ap_console_event(int64_t token, uint32_t event) {
+  int result = 0;
+  lock();
+  ap_child *child = child_find(token);
+  if (!child)
+    result = -ERROR_INVALID_PARAMETER;
+  else if (child->state == CHILD_RUNNING &&
+           !GenerateConsoleCtrlEvent(event, child->pid))
+    result = failure();
+  unlock();
+  return result;
+}
+
+/* Nobody knows the token any more. With the lock held. */
+static void let_go(ap_child *child) {
+  child->abandoned = true;
+  /* A child that is being created belongs to the thread that does it, one of an open
+   * port to that. */
+  if (child->port && child->state == CHILD_CREATING) child_unlink(child);
+  if (!child->port && child->state != CHILD_CREATING) child_free(child);
+}
+
+int ap_abandon(int64_t token) {
+  int result = -ERROR_INVALID_PARAMETER;
+  lock();
+  ap_child *child = child_find(token);
+  if (child) {
+    result = terminate(child);
+    let_go(child);
+  }
+  unlock();
+  return result;
+}
+
+/* Whether it is for others than its port to look. */
+static bool is_orphan(const ap_child *child) {
+  return !child->port || child->port->closing;
+}
+
+int ap_poll(int64_t token, ap_completion *out) {
+  int result = -ERROR_INVALID_PARAMETER;
+  lock();
+  ap_child *child = child_find(token);
+  if (child && !child->abandoned) {
+    result = is_orphan(child) && child_look(child);
+    if (result) {
+      *out = child->end;
+      let_go(child);
+    }
+  }
+  unlock();
+  return result;
+}
+
+int ap_peek(int64_t token, ap_completion *out) {
+  int result = -ERROR_INVALID_PARAMETER;
+  lock();
+  ap_child *child = child_find(token);
+  if (child && !child->abandoned) {
+    result = child_look(child);
+    if (result) *out = child->end;
+  }
+  unlock();
+  return result;
+}

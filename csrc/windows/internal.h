@@ -1,0 +1,128 @@
+/* What the files of csrc/windows share among themselves. */
+#ifndef AIOPROC_INTERNAL_H
+#define AIOPROC_INTERNAL_H
+
+#ifndef _WIN32_WINNT
+#define _WIN32_WINNT 0x0A00
+#endif
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "aioproc_windows.h"
+
+typedef enum {
+  CHILD_CREATING, /* waits for a thread, or is in CreateProcessW */
+  CHILD_FAILED,   /* CreateProcessW did not work */
+  CHILD_RUNNING,
+  CHILD_ENDED
+} child_state;
+
+/* A child of an open port is freed by that port's two threads only: by the one in
+ * ap_port_wait when nobody wants to hear of it, else by the loop's in ap_port_next.
+ * Until then the waiting thread may use it without the lock. */
+typedef struct ap_child ap_child;
+struct ap_child {
+  int64_t token;
+  child_state state;
+  struct ap_plan *plan; /* CHILD_CREATING */
+  HANDLE process;       /* CHILD_RUNNING */
+  HANDLE wait;          /* registered, see port.c */
+  HANDLE iocp;          /* where its callback posts to */
+  DWORD pid;
+  DWORD error;     /* CHILD_FAILED */
+  bool abandoned;  /* nobody wants its completions; dead, or about to be */
+  bool started;    /* AP_STARTED has been told */
+  bool unwatched;  /* nothing will announce its exit */
+  bool in_news;
+  ap_completion end; /* CHILD_ENDED: what will be told */
+  ap_port *port;     /* NULL: an orphan */
+  ap_child *next, *prev; /* among the children of the port */
+  ap_child *next_news;
+};
+
+/* One overlapped operation. It and the buffer live until its packet has arrived,
+ * also after CancelIoEx and after the handle was closed. */
+typedef struct {
+  OVERLAPPED overlapped; /* first: a packet names it */
+  ap_pipe *pipe;
+  char *buffer;
+  uint32_t allocated;
+  uint32_t size;
+  bool pending; /* a packet will come */
+  bool told;    /* what came of it is among the news */
+  int result;
+} ap_operation;
+
+struct ap_pipe {
+  int64_t key;
+  HANDLE handle; /* INVALID_HANDLE_VALUE: closed */
+  ap_port *port; /* NULL: it has been closed */
+  bool skips;    /* no packet comes for what succeeds at once */
+  bool closed;   /* by ap_pipe_close */
+  bool in_news;
+  ap_operation read, write;
+  ap_pipe *next, *prev; /* among the pipes of the port */
+  ap_pipe *next_news;
+};
+
+struct ap_port {
+  HANDLE iocp;
+  bool closing;
+  bool notified;    /* AP_NEWS was returned, ap_port_next has not been called */
+  int live;         /* children and pipes */
+  int pending;      /* operations */
+  int unwatched;    /* children; the waiting thread's own */
+  ap_child *children;
+  ap_pipe *pipes;
+  ap_child *child_news, **child_news_end;
+  ap_pipe *pipe_news, **pipe_news_end;
+};
+
+/* One lock for all of it, held for microseconds, never across anything that
+ * waits. */
+extern SRWLOCK ap_lock;
+static inline void lock(void) { AcquireSRWLockExclusive(&ap_lock); }
+static inline void unlock(void) { ReleaseSRWLockExclusive(&ap_lock); }
+
+/* What a packet is about, in its key. */
+enum { KEY_PIPE = 1, KEY_STARTED = 2, KEY_EXITED = 3, KEY_WAKE = 4 };
+
+static inline HANDLE to_handle(int64_t number) {
+  return (HANDLE)(intptr_t)number;
+}
+
+static inline int failure(void) {
+  int error = (int)GetLastError();
+  return error ? -error : -ERROR_GEN_FAILURE;
+}
+
+/* children.c: the table of all children of this process, by token. All with the
+ * lock held. */
+ap_child *child_new(void);
+ap_child *child_find(int64_t token);
+void child_free(ap_child *child); /* closes and frees all it holds */
+void child_link(ap_port *port, ap_child *child);
+void child_unlink(ap_child *child);
+/* Notes how it ended. True where it had. */
+bool child_look(ap_child *child);
+
+/* spawn.c: with the lock held. */
+void plan_free(struct ap_plan *plan);
+
+/* port.c: posts a packet that names a child. */
+void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
+/* With the lock held. */
+void port_tell_pipe(ap_port *port, ap_pipe *pipe);
+
+/* pipe.c: an operation's packet has come. With the lock held. */
+void pipe_completed(ap_operation *operation);
+/* Fills in what is to be told of a pipe. 0 or 1. With the lock held. */
+int pipe_next(ap_pipe *pipe, ap_completion *out);
+/* Cancels and detaches all pipes of a port, as far as their packets have come;
+ * the rest by pipe_completed. With the lock held. */
+void pipes_detach(ap_port *port);
+
+#endif
