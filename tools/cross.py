@@ -23,6 +23,7 @@ import argparse
 import base64
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -37,10 +38,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(1, str(ROOT / "csrc"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.debian import TREE as ROOT
 from tools.debian import copy_tree, say
 
 PACKAGES = [
@@ -239,16 +239,22 @@ def import_library(target: Target, work: Path) -> Path:
     return library
 
 
-def binary_of(target: Target, tree: Path, work: Path) -> Path:
-    import build_native
+def builder() -> Any:
+    """csrc/build_native.py, which needs cffi."""
+    folder = str(ROOT / "csrc")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("build_native")
 
+
+def binary_of(target: Target, tree: Path, work: Path) -> Path:
+    build_native = builder()
     row = build_native.PLATFORMS[target.platform]
     windows = target.platform == "win32"
     macos = target.platform == "darwin"
     code = work / "_native.c"
-    builder = build_native.make_ffibuilder(target.platform)
     with contextlib.redirect_stdout(sys.stderr):
-        builder.emit_c_code(str(code))
+        build_native.make_ffibuilder(target.platform).emit_c_code(str(code))
     binary = work / ("_native.pyd" if windows else "_native.abi3.so")
     include = headers(windows, work)
     folder = tree / "csrc" / Path(row.header).parent
@@ -262,9 +268,6 @@ def binary_of(target: Target, tree: Path, work: Path) -> Path:
         words += [*row.link_flags]
     if macos:
         words += ["-undefined", "dynamic_lookup", f"-Wl,-install_name,@rpath/{binary.name}"]
-    elif not windows:
-        # Not the symbols: tests/test_child_code.py reads them.
-        words += ["-Wl,--strip-debug"]
     zig(*words, cwd=tree)
     return binary
 
@@ -415,8 +418,6 @@ def main() -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    from build_native import PLATFORMS
-
     from tools import release_files
 
     out: Path = options.out.resolve()
@@ -430,7 +431,7 @@ def build(options: argparse.Namespace) -> int:
         sdist, pure = pure_files(tree, out)
         print(sdist.name, pure.name, sep="\n", flush=True)
         for name in options.only or TARGETS:
-            if TARGETS[name].platform in PLATFORMS:
+            if TARGETS[name].platform in builder().PLATFORMS:
                 print(make(name, tree, pure, out), flush=True)
             else:
                 missing.append(name)
