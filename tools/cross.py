@@ -300,9 +300,9 @@ def check_elf(target: Target, binary: Path) -> str:
         raise Failure(f"{target.triple}: needs {elf.libraries}")
     known = musl_symbols() if musl else set()
     count = 0
-    for symbol in elf.imported_symbols:
+    for symbol in elf.dynamic_symbols:
         name = str(symbol.name)
-        if not name or is_python(name):
+        if not symbol.imported or is_python(name):
             continue
         count += 1
         weak = symbol.binding == lief.ELF.Symbol.BINDING.WEAK
