@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -36,8 +38,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "csrc")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.debian import TREE as ROOT
+from tools.debian import copy_tree, say
 
 PACKAGES = [
     "ziglang>=0.15",
@@ -84,10 +88,6 @@ TARGETS = {
 }
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def run(*words: str | Path, cwd: Path | None = None, **env: str) -> str:
     """What the command says; Failure with it if it fails."""
     done = subprocess.run(
@@ -119,15 +119,8 @@ def enter_environment(cache: Path) -> None:
         note.unlink(missing_ok=True)
         say(f"making {venv}")
         run(sys.executable, "-m", "venv", "--clear", venv)
-        pip: list[str | Path] = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-        ]
-        run(*pip, *PACKAGES)
+        pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        run(python, *pip, *PACKAGES)
         note.write_text(wanted)
     os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(cache / "zig")
     os.execv(python, [str(python), *sys.argv])
@@ -138,15 +131,6 @@ def zig(*words: str | Path, cwd: Path | None = None) -> str:
 
 
 # -- what all wheels have in common
-
-
-def copy_of_tree(target: Path) -> None:
-    """What git would commit."""
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
 
 
 def pure_files(tree: Path, out: Path) -> tuple[Path, Path]:
@@ -255,14 +239,22 @@ def import_library(target: Target, work: Path) -> Path:
     return library
 
 
-def binary_of(target: Target, tree: Path, work: Path) -> Path:
-    import build_native
+def builder() -> Any:
+    """csrc/build_native.py, which needs cffi."""
+    folder = str(ROOT / "csrc")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("build_native")
 
+
+def binary_of(target: Target, tree: Path, work: Path) -> Path:
+    build_native = builder()
     row = build_native.PLATFORMS[target.platform]
     windows = target.platform == "win32"
     macos = target.platform == "darwin"
     code = work / "_native.c"
-    build_native.make_ffibuilder(target.platform).emit_c_code(str(code))
+    with contextlib.redirect_stdout(sys.stderr):
+        build_native.make_ffibuilder(target.platform).emit_c_code(str(code))
     binary = work / ("_native.pyd" if windows else "_native.abi3.so")
     include = headers(windows, work)
     folder = tree / "csrc" / Path(row.header).parent
@@ -276,9 +268,6 @@ def binary_of(target: Target, tree: Path, work: Path) -> Path:
         words += [*row.link_flags]
     if macos:
         words += ["-undefined", "dynamic_lookup", f"-Wl,-install_name,@rpath/{binary.name}"]
-    elif not windows:
-        # Not the symbols: tests/test_child_code.py reads them.
-        words += ["-Wl,--strip-debug"]
     zig(*words, cwd=tree)
     return binary
 
@@ -311,9 +300,9 @@ def check_elf(target: Target, binary: Path) -> str:
         raise Failure(f"{target.triple}: needs {elf.libraries}")
     known = musl_symbols() if musl else set()
     count = 0
-    for symbol in elf.imported_symbols:
+    for symbol in elf.dynamic_symbols:
         name = str(symbol.name)
-        if not name or is_python(name):
+        if not symbol.imported or is_python(name):
             continue
         count += 1
         weak = symbol.binding == lief.ELF.Symbol.BINDING.WEAK
@@ -327,6 +316,7 @@ def check_elf(target: Target, binary: Path) -> str:
 def check_macho(target: Target, binary: Path) -> str:
     import lief
 
+    lief.logging.disable()  # it wonders at what zig leaves out
     fat = lief.MachO.parse(str(binary))
     assert fat is not None
     [macho] = fat
@@ -428,8 +418,6 @@ def main() -> int:
 
 
 def build(options: argparse.Namespace) -> int:
-    from build_native import PLATFORMS
-
     from tools import release_files
 
     out: Path = options.out.resolve()
@@ -439,11 +427,11 @@ def build(options: argparse.Namespace) -> int:
     missing = []
     with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
         tree = Path(directory) / "tree"
-        copy_of_tree(tree)
+        copy_tree(tree)
         sdist, pure = pure_files(tree, out)
         print(sdist.name, pure.name, sep="\n", flush=True)
         for name in options.only or TARGETS:
-            if TARGETS[name].platform in PLATFORMS:
+            if TARGETS[name].platform in builder().PLATFORMS:
                 print(make(name, tree, pure, out), flush=True)
             else:
                 missing.append(name)
