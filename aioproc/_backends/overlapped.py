@@ -237,9 +237,11 @@ class _End:
     def _notify(self) -> None:
         """Calls back, now and in every round of the loop as long as we are ready."""
         if self._callback is not None and self._is_ready():
-            self._callback()
-            if self._callback is not None and self._is_ready():
-                self._port.call_soon(self._notify)
+            try:
+                self._callback()
+            finally:
+                if self._callback is not None and self._is_ready():
+                    self._port.call_soon(self._notify)
 
     def _check(self) -> None:
         if self._handle < 0:
