@@ -27,12 +27,12 @@ CHOICE = choice()
 
 def why_not() -> str | None:
     """Why the extension cannot be built here, or None."""
-    if sys.platform not in ("linux", "win32"):
-        return f"there is no native backend for {sys.platform} yet"
     try:
-        import cffi  # noqa: F401
+        from build_native import PLATFORMS, platform_name
     except ImportError as error:
         return f"cffi is missing ({error})"
+    if platform_name() not in PLATFORMS:
+        return f"there is no native backend for {sys.platform}"
     return None
 
 

@@ -80,30 +80,26 @@ def _shell_spec(
     return SpawnSpec.build(cmd, shell=True, **kwds)
 
 
-async def _spawn_once(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
-    child = _backends.current().spawn(spec, loop)
-    try:
-        if child.started is not None:
-            await child.started
-        else:
-            # A spawn is a point where others run and a cancellation arrives, whatever
-            # the backend.
-            await asyncio.sleep(0)
-    except BaseException:
-        child.abandon()
-        raise
-    return child
-
-
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
-    for pause in TEXT_BUSY_PAUSES:
+    for pause in (*TEXT_BUSY_PAUSES, None):
         try:
-            return await _spawn_once(spec, loop)
+            child = _backends.current().spawn(spec, loop)
+            try:
+                if child.started is not None:
+                    await child.started
+                else:
+                    # A spawn is a point where others run and a cancellation arrives,
+                    # whatever the backend.
+                    await asyncio.sleep(0)
+            except BaseException:
+                child.abandon()
+                raise
+            return child
         except OSError as error:
-            if error.errno != errno.ETXTBSY:
+            if error.errno != errno.ETXTBSY or pause is None:
                 raise
         await asyncio.sleep(pause)
-    return await _spawn_once(spec, loop)
+    raise AssertionError("not reached")
 
 
 def _described(spec: SpawnSpec) -> tuple[str, StrOrBytesPath]:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from ._backends.base import ResourceUsage
-from ._streams import StreamReader, StreamWriter
+from ._streams import Flow, StreamReader, StreamWriter
 from ._transport import SubprocessTransport, WritePipeTransport, logger
 
 #: Seconds between SIGTERM and SIGKILL when `async with` is left.
@@ -32,11 +32,8 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         self._transport: SubprocessTransport | None = None
         self._process_exited = False
         self._readers_open = 0
-        self._stdin_open = False
-        self._stdin_error: Exception | None = None
-        self._paused = False
-        self._drain_waiters: list[asyncio.Future[None]] = []
-        self._close_waiters: list[asyncio.Future[None]] = []
+        #: Of stdin; None where that is no pipe.
+        self._flow: Flow | None = None
         #: Resolved when all pipes have ended and the child has exited.
         self._all_done: asyncio.Future[None] | None = None
 
@@ -67,8 +64,8 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
                     self.stderr = reader
         stdin = transport.get_pipe_transport(0)
         if stdin is not None:
-            self.stdin = StreamWriter(stdin, self, None, self._loop)
-            self._stdin_open = True
+            self._flow = Flow(self._loop)
+            self.stdin = StreamWriter(stdin, self._flow, None, self._loop)
 
     def pipe_data_received(self, fd: int, data: Any) -> None:
         reader = self.stdout if fd == 1 else self.stderr
@@ -77,7 +74,8 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 0:
-            self._stdin_lost(exc)
+            assert self._flow is not None
+            self._flow.end(exc)
         else:
             reader = self.stdout if fd == 1 else self.stderr
             assert reader is not None
@@ -102,12 +100,15 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         if transport is not None:
             transport.close()  # stdin, if nobody did
         done = self._all_done
-        if done is not None and not self._stdin_open and not done.done():
+        if done is not None and not self._stdin_open() and not done.done():
             done.set_result(None)
+
+    def _stdin_open(self) -> bool:
+        return self._flow is not None and self._flow.is_open
 
     async def wait_all_done(self) -> None:
         """Returns when all pipes have ended and the child has exited."""
-        if self._process_exited and not self._readers_open and not self._stdin_open:
+        if self._process_exited and not self._readers_open and not self._stdin_open():
             return
         self._all_done = self._loop.create_future()
         try:
@@ -115,49 +116,17 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         finally:
             self._all_done = None
 
-    # -- stdin
-
-    def _stdin_lost(self, exc: Exception | None) -> None:
-        self._stdin_open = False
-        self._stdin_error = exc
-        for waiter in (*self._drain_waiters, *self._close_waiters):
-            if not waiter.done():
-                if exc is None:
-                    waiter.set_result(None)
-                else:
-                    waiter.set_exception(exc)
-
     def pause_writing(self) -> None:
-        self._paused = True
+        if self._flow is not None:
+            self._flow.pause()
 
     def resume_writing(self) -> None:
-        self._paused = False
-        for waiter in self._drain_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._flow is not None:
+            self._flow.resume()
 
-    async def _drain_helper(self) -> None:
-        if not self._stdin_open:
-            raise ConnectionResetError("Connection lost")
-        if not self._paused:
-            return
-        waiter = self._loop.create_future()
-        self._drain_waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            self._drain_waiters.remove(waiter)
-
-    async def _get_close_waiter(self, stream: Any) -> None:
-        if self._stdin_open:
-            waiter = self._loop.create_future()
-            self._close_waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                self._close_waiters.remove(waiter)
-        elif self._stdin_error is not None:
-            raise self._stdin_error
+    @property
+    def _paused(self) -> bool:
+        return self._flow is not None and self._flow._paused
 
 
 class Process(asyncio.subprocess.Process):
@@ -315,7 +284,7 @@ class Process(asyncio.subprocess.Process):
                 pipe.send(view.cast("B") if flat else memoryview(bytes(view)))
                 if self._loop.get_debug():
                     logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
-        pipe.close()
+        pipe.finish()
 
     # -- the context manager
 

@@ -452,13 +452,72 @@ class StreamReader(asyncio.StreamReader):
         return data
 
 
+class Flow:
+    """What a StreamWriter waits for: room in the pipe, and its end.
+
+    Apart from the protocol, which holds the writer: a cycle of these for each child
+    would be left to the garbage collector. The names that begin with an underscore are
+    those of asyncio's protocols, which code in the wild reads.
+    """
+
+    __slots__ = ("_close_waiters", "_drain_waiters", "_loop", "_paused", "error", "is_open")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._paused = False
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._close_waiters: list[asyncio.Future[None]] = []
+        self.is_open = True
+        #: What broke the pipe; None after a quiet end.
+        self.error: Exception | None = None
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        for waiter in self._drain_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def end(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self.error = exc
+        for waiter in (*self._drain_waiters, *self._close_waiters):
+            if not waiter.done():
+                if exc is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(exc)
+
+    async def _drain_helper(self) -> None:
+        if not self.is_open:
+            raise ConnectionResetError("Connection lost")
+        if self._paused:
+            await self._wait_among(self._drain_waiters)
+
+    async def _get_close_waiter(self, stream: asyncio.StreamWriter) -> None:
+        if self.is_open:
+            await self._wait_among(self._close_waiters)
+        elif self.error is not None:
+            raise self.error
+
+    async def _wait_among(self, waiters: list[asyncio.Future[None]]) -> None:
+        waiter = self._loop.create_future()
+        waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            waiters.remove(waiter)
+
+
 class StreamWriter(asyncio.StreamWriter):
     """A child's stdin."""
 
     def __init__(
         self,
         transport: WritePipeTransport,
-        protocol: Any,
+        protocol: Flow,
         reader: asyncio.StreamReader | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -509,9 +568,9 @@ class StreamWriter(asyncio.StreamWriter):
             # Lets the news of a closed pipe arrive, or a loop of write() and drain()
             # would never learn of it.
             await asyncio.sleep(0)
-        protocol = self._protocol
-        if protocol._paused or not protocol._stdin_open:
-            await protocol._drain_helper()
+        flow = self._protocol
+        if flow._paused or not flow.is_open:
+            await flow._drain_helper()
 
     async def start_tls(self, *args: Any, **kwargs: Any) -> None:
         """Pipes have no TLS: always NotImplementedError."""

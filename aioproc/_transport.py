@@ -68,7 +68,8 @@ class _PipeTransport(asyncio.BaseTransport):
 
     def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd | WriteEnd) -> None:
         # BaseTransport's own __init__ makes a dict for each; most are never asked.
-        self._owner = owner
+        #: None after the end, so that no cycle is left to the garbage collector.
+        self._owner: SubprocessTransport | None = owner
         self._loop = owner._loop
         self._fd = fd
         self._end = end
@@ -99,10 +100,11 @@ class _PipeTransport(asyncio.BaseTransport):
                 mode = "wb" if self._fd == 0 else "rb"
                 self._file = PipeFile(self._end, mode, self.close)
             return self._file
-        return self._owner.get_extra_info(name, default)
+        return default if self._owner is None else self._owner.get_extra_info(name, default)
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._owner.get_protocol()
+    def get_protocol(self) -> asyncio.BaseProtocol | None:  # type: ignore[override]
+        """None after the end of the pipe, as asyncio's."""
+        return None if self._owner is None else self._owner.get_protocol()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         raise NotImplementedError("the pipes of a process belong to the process's protocol")
@@ -119,7 +121,9 @@ class _PipeTransport(asyncio.BaseTransport):
             self._lost = True
             self._closing = True
             self._end.close()
-            self._owner._pipe_lost(self._fd, exc)
+            owner, self._owner = self._owner, None
+            assert owner is not None
+            owner._pipe_lost(self._fd, exc)
 
     def _lose_soon(self, exc: Exception | None) -> None:
         """As _lose, but lets the caller's caller go on first."""
@@ -222,11 +226,13 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
             elif self._receive is not None:
                 self._receive(data)
             else:
+                assert self._owner is not None
                 self._owner._protocol.pipe_data_received(self._fd, data)
             taken += n
-            # One read a wake-up; of a bulky flow, which goes on while we look, as
-            # much as may be: a round of the loop costs more than a read.
-            if total < BULKY or taken >= CHUNK or self._paused or self._closing:
+            # One read a wake-up, but of a bulky flow, which goes on while we look, as
+            # much as may be: a round of the loop costs more than a read. Who collects
+            # waits for the end, which often comes with the last data.
+            if (sink is None and total < BULKY) or taken >= CHUNK or self._paused or self._closing:
                 return
 
 
@@ -285,6 +291,13 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
 
     def close(self) -> None:
         self.write_eof()
+
+    def finish(self) -> None:
+        """As close(), for a caller who does not mind to be told of the end at once."""
+        if not self._closing:
+            self._closing = True
+            if not self._buffer:
+                self._lose(None)
 
     def abort(self) -> None:
         """Closes the pipe now; what has not gone out is lost."""
@@ -385,6 +398,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._end.unwatch()
         if self._protocol_paused and self._size <= self._low:
             self._protocol_paused = False
+            assert self._owner is not None
             self._owner._tell(self._owner._protocol.resume_writing)
         if self._closing and not buffer and not self._lost:
             self._lose(None)
@@ -413,6 +427,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
     def _maybe_pause(self) -> None:
         if self._size > self._high and not self._protocol_paused:
             self._protocol_paused = True
+            assert self._owner is not None
             self._owner._tell(self._owner._protocol.pause_writing)
 
 
@@ -562,8 +577,10 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             return
         self._closed = True
         for pipe in self._pipes.values():
-            if isinstance(pipe, WritePipeTransport) and self._returncode is None:
-                pipe.abort()
+            if isinstance(pipe, WritePipeTransport) and (
+                self._returncode is None or self._loop.is_closed()
+            ):
+                pipe.abort()  # what is left to write would never go out
             else:
                 pipe.close()
         child = self._child

@@ -10,52 +10,75 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import cffi
 
 HERE = Path(__file__).resolve().parent
 
-#: sys.platform -> header and C files, from csrc/. A platform that is not here
-#: gets the pure-Python backend.
+
+class Platform(NamedTuple):
+    """What is compiled; paths from csrc/, flags for the compiler and the linker."""
+
+    header: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    link_flags: tuple[str, ...]
+
+
+_POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden")
+_POSIX = tuple(
+    f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")
+)  # and one way to watch, by one kind of handle
+_EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
+_KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
+
+_LINUX = Platform("posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl"))
+_MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("-pthread",))
+# The C library hides what is not C11 otherwise.
+_BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"))
+
+#: By setuptools that is for MSVC. Of Windows' libraries it takes what is linked anyway
+#: (kernel32).
+_WINDOWS = Platform(
+    "windows/aioproc_windows.h",
+    tuple(f"windows/{name}.c" for name in ("children", "pipe", "port", "spawn")),
+    ("/std:c11", "/W3"),
+    (),
+)
+
+#: sys.platform, without a version. A platform that is not here gets the pure-Python
+#: backend.
 PLATFORMS = {
-    "linux": (
-        "posix/aioproc_posix.h",
-        (
-            "posix/children.c",
-            "posix/pidfd.c",
-            "posix/plan.c",
-            "posix/port_epoll.c",
-            "posix/spawn_clone.c",
-            "posix/spawn_posix.c",
-        ),
-    ),
-    "win32": (
-        "windows/aioproc_windows.h",
-        (
-            "windows/children.c",
-            "windows/pipe.c",
-            "windows/port.c",
-            "windows/spawn.c",
-        ),
+    "linux": _LINUX,
+    "darwin": _MACOS,
+    "dragonfly": _BSD,
+    "freebsd": _BSD,
+    "netbsd": _BSD,
+    "openbsd": _BSD,
+    "win32": _WINDOWS,
+    # Linux with the files of the BSDs, for the tests: see tests/shim.
+    "linux-kqueue": _LINUX._replace(
+        sources=(*_POSIX, *_KQUEUE),
+        flags=(*_POSIX_FLAGS, "-DAIOPROC_KQUEUE", "-Itests/shim"),
     ),
 }
 
 
-#: For the compiler and the linker of setuptools: MSVC on Windows. Windows' libraries are
-#: the ones it links by itself (kernel32).
-POSIX_FLAGS = (["-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden"], ["-pthread"])
-FLAGS: dict[str, tuple[list[str], list[str]]] = {"win32": (["/std:c11", "/W3"], [])}
+def platform_name() -> str:
+    """The key in PLATFORMS, be it there or not. AIOPROC_PLATFORM is for tools/."""
+    name = os.environ.get("AIOPROC_PLATFORM") or sys.platform
+    return name if name in PLATFORMS else name.rstrip("0123456789.")
 
 
-def make_ffibuilder(platform: str = sys.platform) -> cffi.FFI:
-    """For setuptools; another platform than ours is for cross compilers, which take
-    emit_c_code() and the sources."""
-    header, sources = PLATFORMS[platform]
+def make_ffibuilder(name: str) -> cffi.FFI:
+    header, sources, flags, link_flags = PLATFORMS[name]
     text = (HERE / header).read_text(encoding="utf-8")
     builder = cffi.FFI()
     builder.cdef("\n".join(line for line in text.splitlines() if not line.startswith("#")))
     # AIOPROC_CFLAGS: further flags for tools/check.py (sanitizers, -Werror).
-    flags, link_flags = FLAGS.get(platform, POSIX_FLAGS)
+    more = shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))
+    more_link = shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))
     folder = Path(header).parent.as_posix()
     builder.set_source(
         "aioproc._native",
@@ -63,11 +86,12 @@ def make_ffibuilder(platform: str = sys.platform) -> cffi.FFI:
         # Relative to setup.py, which setuptools asks for.
         sources=[f"csrc/{source}" for source in sources],
         include_dirs=[f"csrc/{folder}"],
-        depends=[f"csrc/{header}", f"csrc/{folder}/internal.h"],
-        extra_compile_args=[*flags, *shlex.split(os.environ.get("AIOPROC_CFLAGS", ""))],
-        extra_link_args=[*link_flags, *shlex.split(os.environ.get("AIOPROC_LDFLAGS", ""))],
+        depends=sorted(f"csrc/{folder}/{file.name}" for file in (HERE / folder).glob("*.h")),
+        extra_compile_args=[*flags, *more],
+        extra_link_args=[*link_flags, *more_link],
     )
     return builder
 
 
-ffibuilder = make_ffibuilder()
+if platform_name() in PLATFORMS:
+    ffibuilder = make_ffibuilder(platform_name())

@@ -88,7 +88,7 @@ def subjects(config: pytest.Config) -> list[str]:
             native = []
         else:
             forced = os.environ.get("AIOPROC_STRATEGY")
-            native = [name for name in native if forced in (None, "", name)]
+            native = [name for name in posix.STRATEGIES if forced in (None, "", name)]
             for strategy in native:
                 why_not = posix.probe(strategy)
                 if why_not and wanted != "pure":

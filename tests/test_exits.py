@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import pickle
 import platform
 import re
@@ -374,4 +375,47 @@ def test_this_is_where_statuses_survive() -> None:
         pytest.skip("no extension here")
     from aioproc._backends import posix
 
+    if posix.features()["kqueue"]:
+        pytest.skip("built with tests/shim")
     assert posix.features()["pidfd_get_info"] == (LINUX >= (6, 15))
+
+
+def test_what_interrupts_the_loop_loses_no_exit(aioproc: Any) -> None:
+    """Several exits come at once, and whoever is told of the first raises Ctrl-C. (On
+    asyncio's loop: an interrupted uvloop may stop once more by itself.)"""
+    told = []
+
+    class Protocol(asyncio.SubprocessProtocol):
+        def process_exited(self) -> None:
+            told.append(self)
+            if len(told) == 1:
+                raise KeyboardInterrupt
+
+    async def start() -> list[Any]:
+        streams = {"stdin": read_end, "stdout": None, "stderr": None}
+        return [(await aioproc.subprocess_exec(Protocol, "cat", **streams))[0] for _ in range(5)]
+
+    read_end, write_end = os.pipe()
+    loop = asyncio.SelectorEventLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        transports = loop.run_until_complete(start())
+        os.close(write_end)
+        assert settle_now(lambda: not any(is_alive(item.get_pid()) for item in transports))
+
+        async def until_all_are_told() -> None:
+            assert await settle(lambda: len(told) == 5)
+
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(until_all_are_told())
+        loop.run_until_complete(until_all_are_told())
+        for transport in transports:
+            transport.close()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        os.close(read_end)
+        asyncio.set_event_loop(None)
+        loop.close()

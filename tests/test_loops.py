@@ -371,3 +371,18 @@ def test_the_interpreter_ends_while_a_child_lives(aside: Aside) -> None:
     """cat ends with its stdin; nothing is said, nothing hangs."""
     pid = int(aside.run(LEAVE))
     assert settle_now(lambda: not is_alive(pid))
+
+
+def test_closed_after_its_loop_with_data_left(aioproc: Any, new_loop: Factory) -> None:
+    """What cannot go out any more keeps no pipe open."""
+
+    async def main() -> Any:
+        process = await aioproc.create_subprocess_exec(*SLEEP, stdin=aioproc.PIPE)
+        process.stdin.write(b"x" * 1_000_000)
+        return process
+
+    process = run(new_loop, main())
+    process.kill()
+    assert settle_now(lambda: process.returncode is not None)
+    process._transport.close()
+    # The guard of conftest.py looks for the descriptor.

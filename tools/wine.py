@@ -253,7 +253,7 @@ def build(wine: Wine, place: Place, python: Path) -> bool:
     row = build_native.PLATFORMS.get("win32")
     if row is None:
         return False
-    header, sources = row
+    header, sources, *_ = row
     csrc = place.tree / "csrc"
     builder = cffi.FFI()
     lines = (csrc / header).read_text(encoding="utf-8").splitlines()

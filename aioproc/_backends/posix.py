@@ -23,7 +23,6 @@ from .base import (
     ResourceUsage,
     WriteEnd,
     generation,
-    logger,
     spawn_error,
     warn_unknown_exit,
 )
@@ -37,7 +36,12 @@ if TYPE_CHECKING:
 ffi = _native.ffi
 lib = _native.lib
 
-STRATEGIES = {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}
+#: Those that this system has, the better one first.
+STRATEGIES = {
+    name: code
+    for name, code in {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}.items()
+    if code & lib.ap_strategies()
+}
 
 _BATCH = 64
 
@@ -60,6 +64,9 @@ def features() -> dict[str, bool]:
         "addchdir_np": bool(bits & lib.AP_HAS_ADDCHDIR),
         "addclosefrom_np": bool(bits & lib.AP_HAS_ADDCLOSEFROM),
         "inline_syscalls": bool(bits & lib.AP_INLINE_SYSCALLS),
+        "cloexec_default": bool(bits & lib.AP_HAS_CLOEXEC_DEFAULT),
+        "spawn_setsid": bool(bits & lib.AP_HAS_SETSID),
+        "kqueue": bool(bits & lib.AP_HAS_KQUEUE),
     }
 
 
@@ -198,6 +205,8 @@ class _Port(Resident[NativeChild]):
             raise OSError(-result, os.strerror(-result))
         self._port: Any = handle[0]
         self._completions = ffi.new("ap_completion[]", _BATCH)
+        #: How many of them there are, and how many have been told of.
+        self._count = self._told = 0
         super().__init__(loop)
         try:
             loop.add_reader(lib.ap_port_fd(self._port), self._drain)
@@ -261,16 +270,22 @@ class _Port(Resident[NativeChild]):
         if not self.is_open:
             return
         completions = self._completions
-        count = lib.ap_port_next(self._port, completions, _BATCH)
-        if count < 0:
-            raise OSError(-count, os.strerror(-count))
-        for i in range(count):
-            try:
-                self._complete(completions[i])
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException:
-                logger.exception("a child's completion could not be delivered")
+        if self._told >= self._count:
+            self._told, self._count = 0, lib.ap_port_next(self._port, completions, _BATCH)
+            if self._count < 0:
+                raise OSError(-self._count, os.strerror(-self._count))
+        try:
+            while self._told < self._count:
+                completion = completions[self._told]
+                self._told += 1
+                self._complete(completion)
+        finally:
+            if self._told < self._count:
+                # Ctrl-C, say. The others are told of in the next round, since the port
+                # tells of each only once.
+                loop = self._loop()
+                if loop is not None:
+                    loop.call_soon(self._drain)
         if not self.children:
             self.retire_when_idle()
 

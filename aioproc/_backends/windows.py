@@ -388,9 +388,10 @@ class NativeChild:
         self.stderr: ReadEnd | None = stdio.stderr
 
     def __del__(self) -> None:
-        # Only an orphan can be forgotten by everybody before it has ended.
+        # Only an orphan can be forgotten by everybody before it has ended. The garbage
+        # collector may come here first, and to those who would kill it later.
         if self._token:
-            lib.ap_release(self._token)
+            lib.ap_abandon(self._token)
 
     def send_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
@@ -601,9 +602,10 @@ class _Port(Resident[NativeChild]):
     def _drain(self) -> None:
         if not self.is_open:
             return
-        if not self._fetched:
+        more = bool(self._fetched)  # of a round that was cut short
+        if not more:
             self._fetched = range(lib.ap_port_next(self._port, self._completions, _BATCH))
-        whole = len(self._fetched) == _BATCH
+            more = len(self._fetched) == _BATCH
         try:
             while self._fetched and self.is_open:
                 i = self._fetched[0]
@@ -611,12 +613,13 @@ class _Port(Resident[NativeChild]):
                 try:
                     self._complete(self._completions[i])
                 except (SystemExit, KeyboardInterrupt):
+                    more = True
                     raise
                 except BaseException:
                     logger.exception("a child's completion could not be delivered")
         finally:
             loop = self._loop()
-            if (whole or self._fetched) and loop is not None and not loop.is_closed():
+            if more and loop is not None and not loop.is_closed():
                 loop.call_soon(self._drain)
         if not self.children:
             self.retire_when_idle()

@@ -13,8 +13,8 @@
 
 /* How a child is made. */
 enum {
-  AP_CLONE = 1,   /* our own child on clone(), which does not wait for exec */
-  AP_PORTABLE = 2 /* posix_spawn, then pidfd_open; waits for exec */
+  AP_CLONE = 1,   /* Linux: our own child on clone(), which does not wait for exec */
+  AP_PORTABLE = 2 /* posix_spawn; waits for exec */
 };
 
 /* What a completion tells. */
@@ -50,7 +50,10 @@ enum {
   AP_HAS_PIDFD_INFO = 2, /* PIDFD_GET_INFO tells a stolen exit status */
   AP_HAS_ADDCHDIR = 4,
   AP_HAS_ADDCLOSEFROM = 8,
-  AP_INLINE_SYSCALLS = 16 /* else the clone strategy adds CLONE_VFORK */
+  AP_INLINE_SYSCALLS = 16, /* else the clone strategy adds CLONE_VFORK */
+  AP_HAS_CLOEXEC_DEFAULT = 32,
+  AP_HAS_SETSID = 64, /* of posix_spawn */
+  AP_HAS_KQUEUE = 128 /* exits come by a kqueue, else by pidfds */
 };
 
 typedef struct ap_port ap_port;
@@ -90,7 +93,8 @@ typedef struct {
   int64_t has_usage;
   int64_t user_time;
   int64_t system_time;
-  int64_t max_rss; /* KiB; -1 where the number is the parent's, not the child's */
+  int64_t max_rss; /* as ru_maxrss: KiB, on macOS bytes; -1 where the number is the
+                    * parent's, not the child's */
   int64_t minor_faults;
   int64_t major_faults;
   int64_t blocks_in;
@@ -98,6 +102,9 @@ typedef struct {
   int64_t switches_voluntary;
   int64_t switches_involuntary;
 } ap_completion;
+
+/* AP_CLONE, AP_PORTABLE: the strategies of this system, as bits. */
+int ap_strategies(void);
 
 /* Can this strategy be used here? Tries it, since containers refuse calls by
  * seccomp. 0, or -errno with what[0] naming the call that failed. */

@@ -2,11 +2,9 @@
  * the orphans: children that outlived the port they were started on. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -53,10 +51,12 @@ ap_child *child_new(void) {
   return child;
 }
 
+ap_child *child_in_slot(uint32_t number) {
+  return number && number <= slot_count ? slots[number - 1].child : NULL;
+}
+
 ap_child *child_find(int64_t token) {
-  uint32_t number = (uint32_t)token - 1;
-  if (token <= 0 || number >= slot_count) return NULL;
-  ap_child *child = slots[number].child;
+  ap_child *child = child_in_slot((uint32_t)token);
   return child && child->token == token ? child : NULL;
 }
 
@@ -66,7 +66,7 @@ void child_free(ap_child *child) {
   slots[number].next_free = first_free;
   first_free = number + 1;
   if (child->exec_fd >= 0) close(child->exec_fd);
-  if (child->pidfd >= 0) close(child->pidfd);
+  process_close(child);
   free(child->memory);
   free(child);
 }
@@ -86,13 +86,30 @@ void child_unlink(ap_child **list, ap_child *child) {
   if (child->next) child->next->prev = child->prev;
 }
 
-/* The parent's own peak, in KiB, to be taken after the exec. exec carries the old
+/* The parent's own peak, as ru_maxrss, to be taken after the exec. exec carries the old
  * memory's high-water mark over into the new program's ru_maxrss
  * (setmax_mm_hiwater_rss in fs/exec.c), and the old memory was the parent's: a
  * peak up to the parent's own says nothing about the child. */
 int64_t own_peak_rss(void) {
   struct rusage usage;
   return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : usage.ru_maxrss;
+}
+
+static int64_t microseconds(const struct timeval *time) {
+  return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
+}
+
+void note_usage(ap_completion *out, const struct rusage *usage) {
+  out->has_usage = 1;
+  out->user_time = microseconds(&usage->ru_utime);
+  out->system_time = microseconds(&usage->ru_stime);
+  out->max_rss = usage->ru_maxrss;
+  out->minor_faults = usage->ru_minflt;
+  out->major_faults = usage->ru_majflt;
+  out->blocks_in = usage->ru_inblock;
+  out->blocks_out = usage->ru_oublock;
+  out->switches_voluntary = usage->ru_nvcsw;
+  out->switches_involuntary = usage->ru_nivcsw;
 }
 
 static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
@@ -120,13 +137,9 @@ static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
 }
 
 /* For a child that cannot be waited for, ECHILD: somebody else's wait took it, or
- * SIGCHLD is ignored. The kernel keeps the status with the descriptor since Linux
- * 6.15. It appears a moment after the wait, at release_task(); look a few times,
- * then give up. ESRCH: the process went between the question for the status and
- * that for the process. True when *status is final, -1 if nobody can tell it. */
+ * SIGCHLD is ignored. True when *status is final, -1 if nobody can tell it. */
 static bool taken_status(ap_child *child, int *status) {
-  int result = sys_pidfd_exit_status(child->pidfd, status);
-  return !((result == 0 || result == -ESRCH) && child->tries++ < 20);
+  return process_taken(child, status) != 0 || child->tries++ >= 20;
 }
 
 static int exit_result(ap_child *child, ap_completion *out) {
@@ -137,15 +150,15 @@ static int exit_result(ap_child *child, ap_completion *out) {
   out->step = child->step;
   out->status = -1;
   out->max_rss = -1;
-  if (child->pidfd < 0) return ADVANCE_ENDED;
 
-  int result = sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG, out);
+  int result = process_reap(child, out);
   if (result == 1) {
     if (out->max_rss <= child->rss_floor) out->max_rss = -1;
     return ADVANCE_ENDED;
   }
-  /* Nothing to reap though the descriptor is readable: a debugger has the child
-   * first (ptrace(2): the tracer's wait comes before the parent's). */
+  /* Nothing to reap though an exit was announced: a debugger has the child first
+   * (ptrace(2): the tracer's wait comes before the parent's), or the kernel was
+   * early (port_kqueue.c). */
   if (result == 0 || result == -EINTR) return ADVANCE_LATER;
   return taken_status(child, &out->status) ? ADVANCE_ENDED : ADVANCE_LATER;
 }
@@ -216,7 +229,7 @@ int ap_signal(int64_t token, int signal) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
   int result = -ESRCH;
-  if (child && child->pidfd >= 0) result = sys_pidfd_signal(child->pidfd, signal);
+  if (child) result = process_signal(child, signal);
   pthread_mutex_unlock(&ap_lock);
   return result;
 }
@@ -234,9 +247,9 @@ int ap_peek(int64_t token, ap_completion *out) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
   int result = child ? 0 : -ESRCH;
-  if (child && child->state == CHILD_RUNNING && child->pidfd >= 0) {
+  if (child && child->state == CHILD_RUNNING) {
     out->status = -1;
-    result = sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG | WNOWAIT, out);
+    result = process_peek(child, out);
     if (result == -ECHILD) result = taken_status(child, &out->status);
     if (result < 0) result = 0;
   }

@@ -9,6 +9,15 @@
 
 #include "aioproc_posix.h"
 
+/* Linux has clone(), process descriptors and epoll; elsewhere there are posix_spawn(),
+ * process numbers and a kqueue. The tests build the latter on Linux, with
+ * tests/shim. */
+#if defined(__linux__) && !defined(AIOPROC_KQUEUE)
+#define AP_LINUX 1
+#else
+#define AP_LINUX 0
+#endif
+
 typedef enum {
   CHILD_STARTING, /* the exec's result is not known yet */
   CHILD_FAILING,  /* the exec failed; to be reaped, then AP_FAILED */
@@ -20,17 +29,35 @@ struct ap_child {
   int64_t token;
   child_state state;
   pid_t pid;
-  int pidfd;        /* -1: another wait took the child before we could open it */
+  int pidfd;        /* Linux; -1: another wait took the child before we could open it */
   int exec_fd;      /* CHILD_STARTING: reading end of the exec-result pipe */
   void *memory;     /* what the child runs on and reads until its exec */
   bool abandoned;   /* nobody wants its completions */
   int error, step;  /* CHILD_FAILING */
   int tries;        /* looks at a status that has not appeared yet */
-  int64_t rss_floor; /* KiB; ru_maxrss up to here is the parent's */
+  int looks;        /* for a child whose announced exit had no status yet */
+  int64_t rss_floor; /* ru_maxrss up to here is the parent's */
   ap_port *port;    /* NULL: an orphan */
   ap_child *next, *prev;             /* among the children of the port */
   ap_child *retry_next;              /* among those to be looked at again */
   bool retrying;
+#if !AP_LINUX
+  bool watched;       /* its exit will be announced */
+  bool announced;     /* it has been, and with it came */
+  int status;         /* the status; -1: none */
+  bool ended;         /* reaped before the port told of it: */
+  ap_completion last; /* how it ended */
+#endif
+};
+
+struct ap_port {
+  int fd;    /* the epoll or kqueue descriptor */
+  int timer; /* port_epoll.c */
+  pid_t owner;
+  int live;
+  ap_child *children;
+  ap_child *retry; /* those that are owed a look */
+  ap_port *next, *prev;
 };
 
 /* One lock for everything below, held for microseconds and never across
@@ -40,6 +67,7 @@ extern pthread_mutex_t ap_lock;
 /* children.c: the table of all children of this process, by token. */
 ap_child *child_new(void);
 ap_child *child_find(int64_t token);
+ap_child *child_in_slot(uint32_t number); /* the low half of its token */
 void child_free(ap_child *child); /* closes and frees all it holds */
 void child_link(ap_child **list, ap_child *child);
 void child_unlink(ap_child **list, ap_child *child);
@@ -60,8 +88,59 @@ int child_advance(ap_child *child, void (*before_close)(ap_child *),
                   ap_completion *out);
 
 int64_t own_peak_rss(void);
+struct rusage;
+void note_usage(ap_completion *out, const struct rusage *usage);
 void orphan_adopt(ap_child *child);
 void orphan_release(ap_child *child);
+
+/* port.c: what all ports do. With ap_lock held. */
+int64_t port_take(ap_port *port, ap_child *child);
+enum { SOON = 1 };
+void look_later(ap_port *port, ap_child *child, long nanoseconds);
+void ports_forget(void);
+
+/* port_epoll.c or port_kqueue.c: what a port waits for. With ap_lock held, but for
+ * watcher_open. */
+
+/* Opens the port's descriptors; 0, or -errno with none open. */
+int watcher_open(ap_port *port);
+/* Closes what this process has of them. */
+void watcher_close(ap_port *port, bool ours);
+/* watcher_wait will name the child when its exec's result has come. 0 or -errno. */
+int watch_exec(ap_port *port, ap_child *child);
+void unwatch_exec(ap_child *child);
+/* watcher_wait will name the child once when it has ended. 0; -ESRCH: it has
+ * ended; -errno. */
+int watch_exit(ap_port *port, ap_child *child);
+/* The same, for a child whose exit was announced too early. */
+int watch_exit_again(ap_port *port, ap_child *child);
+void unwatch(ap_port *port, ap_child *child);
+/* watcher_wait will name TIMER, once, after that time. */
+void arm_timer(ap_port *port, long nanoseconds);
+/* What is ready: up to n tokens, at most WATCHER_BATCH. Does not block. */
+int watcher_wait(ap_port *port, int64_t *tokens, int n);
+enum { TIMER = 0 /* no token is 0 */, WATCHER_BATCH = 64 };
+
+/* pidfd.c on Linux, pid.c elsewhere: one child. With ap_lock held, so that a signal
+ * and the reaping exclude each other. */
+
+/* 0, or -errno with *what naming the call that is not to be had. */
+int process_probe(const char **what);
+/* For a child of ours that has just been made. -ESRCH: another wait has taken it
+ * already; -errno. */
+int process_open(ap_child *child);
+/* Frees what process_open took. */
+void process_close(ap_child *child);
+/* 1: reaped; the status and usage of *out are set. 0: it lives, or a debugger has it
+ * first. -ECHILD: another wait has taken it. */
+int process_reap(ap_child *child, ap_completion *out);
+/* The same, but leaves the child for process_reap. */
+int process_peek(ap_child *child, ap_completion *out);
+/* After -ECHILD. 1: the status all the same. 0: it may still appear. -errno: nobody
+ * knows it. */
+int process_taken(ap_child *child, int *status);
+/* 0 or -errno; also 0 for a child that has ended and was not told of yet. */
+int process_signal(ap_child *child, int signal);
 
 /* pidfd.c: system calls that C libraries do not all wrap. */
 int sys_pidfd_open(pid_t pid);
@@ -110,14 +189,11 @@ int clone_start(ap_child *child, ap_plan *plan);
 int clone_probe(const char **what);
 size_t clone_stack_size(void);
 
-/* spawn_posix.c. Fills in child->pid and pidfd. 0, or -errno with request->step
- * set. Called without the lock: it waits for the exec. */
+/* spawn_posix.c. Fills in child->pid and, on Linux, pidfd. 0, or -errno with
+ * request->step set. Called without the lock: it waits for the exec. */
 int spawn_posix(ap_child *child, ap_request *request, const char *strings,
                 const int32_t *pass_fds);
-int portable_probe(const char **what);
 int portable_features(void);
-
-/* port_epoll.c */
-void ports_forget(void);
+int linux_features(void); /* spawn_clone.c */
 
 #endif

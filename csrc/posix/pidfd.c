@@ -42,10 +42,6 @@ int sys_pidfd_signal(int pidfd, int signal) {
   return syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) < 0 ? -errno : 0;
 }
 
-static int64_t microseconds(const struct timeval *time) {
-  return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
-}
-
 /* 1: reaped, out has status and usage. 0: not ended. -errno. The raw call, since
  * only it has the fifth argument, rusage (waitid(2), "C library/kernel
  * differences"). */
@@ -61,16 +57,7 @@ int sys_waitid_pidfd(int pidfd, int options, ap_completion *out) {
     case CLD_DUMPED: out->status = info.si_status | 0x80; break;
     default: out->status = info.si_status; break;
   }
-  out->has_usage = 1;
-  out->user_time = microseconds(&usage.ru_utime);
-  out->system_time = microseconds(&usage.ru_stime);
-  out->max_rss = usage.ru_maxrss;
-  out->minor_faults = usage.ru_minflt;
-  out->major_faults = usage.ru_majflt;
-  out->blocks_in = usage.ru_inblock;
-  out->blocks_out = usage.ru_oublock;
-  out->switches_voluntary = usage.ru_nvcsw;
-  out->switches_involuntary = usage.ru_nivcsw;
+  note_usage(out, &usage);
   return 1;
 }
 
@@ -84,4 +71,54 @@ int sys_pidfd_exit_status(int pidfd, int *status) {
   if (!(info.mask & INFO_EXIT)) return 0;
   *status = info.exit_code;
   return 1;
+}
+
+int process_probe(const char **what) {
+  ap_completion out;
+  *what = "pidfd_open";
+  int pidfd = sys_pidfd_open(getpid());
+  if (pidfd < 0) return pidfd;
+  *what = "pidfd_send_signal";
+  int error = sys_pidfd_signal(pidfd, 0);
+  if (error == 0) {
+    *what = "waitid(P_PIDFD)";
+    /* We are not our own child: ECHILD is the right answer. */
+    int waited = sys_waitid_pidfd(pidfd, WEXITED | WNOHANG, &out);
+    error = waited == -ECHILD ? 0 : waited < 0 ? waited : -EINVAL;
+  }
+  close(pidfd);
+  return error;
+}
+
+int process_open(ap_child *child) {
+  int pidfd = sys_pidfd_open(child->pid);
+  if (pidfd < 0) return pidfd;
+  child->pidfd = pidfd;
+  return 0;
+}
+
+void process_close(ap_child *child) {
+  if (child->pidfd >= 0) close(child->pidfd);
+}
+
+int process_reap(ap_child *child, ap_completion *out) {
+  if (child->pidfd < 0) return -ECHILD;
+  return sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG, out);
+}
+
+int process_peek(ap_child *child, ap_completion *out) {
+  if (child->pidfd < 0) return -ECHILD;
+  return sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG | WNOWAIT, out);
+}
+
+/* The kernel keeps the status with the descriptor since Linux 6.15. It appears a
+ * moment after the wait, at release_task(). ESRCH: the process went between the
+ * question for the status and that for the process. */
+int process_taken(ap_child *child, int *status) {
+  int result = sys_pidfd_exit_status(child->pidfd, status);
+  return result == -ESRCH ? 0 : result;
+}
+
+int process_signal(ap_child *child, int signal) {
+  return child->pidfd < 0 ? -ESRCH : sys_pidfd_signal(child->pidfd, signal);
 }

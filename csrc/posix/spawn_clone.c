@@ -470,12 +470,8 @@ finish:
   return error;
 }
 
-int ap_probe(int strategy, const char **what) {
-  return strategy == AP_CLONE ? clone_probe(what) : portable_probe(what);
-}
-
-int ap_features(void) {
-  int features = portable_features(), status;
+int linux_features(void) {
+  int features = 0, status;
   /* An empty range is refused with EINVAL where the call is known. */
   if (syscall(SYS_close_range, 1u, 0u, 0) == 0 || errno == EINVAL)
     features |= AP_HAS_CLOSE_RANGE;

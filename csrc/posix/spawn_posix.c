@@ -1,73 +1,96 @@
-/* The portable strategy: posix_spawn on the calling thread, then pidfd_open. It
- * waits until the child has exec'ed; what posix_spawn cannot say is refused with
- * -ENOTSUP, and the layer above decides. */
+/* The portable strategy: posix_spawn on the calling thread. It waits until the child
+ * has exec'ed; what posix_spawn cannot say is refused with -ENOTSUP, and the layer
+ * above decides. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "internal.h"
 
-/* Looked up at run time: wheels are built against older C libraries than they
- * run on. glibc 2.29, musl 1.1.24; glibc 2.34. */
-extern int posix_spawn_file_actions_addchdir_np(
-    posix_spawn_file_actions_t *restrict, const char *restrict)
-    __attribute__((weak));
-extern int posix_spawn_file_actions_addclosefrom_np(posix_spawn_file_actions_t *,
-                                                    int) __attribute__((weak));
+/* Looked up at run time: wheels are built against older systems than they run on.
+ * chdir: macOS 10.15, glibc 2.29, musl 1.1.24, FreeBSD 13.1; without _np, as POSIX has
+ * it since 2024: macOS 26, NetBSD 10. closefrom: glibc 2.34, FreeBSD 13.1. */
+typedef int add_chdir(posix_spawn_file_actions_t *, const char *);
+typedef int add_closefrom(posix_spawn_file_actions_t *, int);
+
+static struct {
+  add_chdir *chdir;
+  add_closefrom *closefrom;
+} found;
+static pthread_once_t looked_up = PTHREAD_ONCE_INIT;
+
+static void look_up(void) {
+  void *chdir = dlsym(RTLD_DEFAULT, "posix_spawn_file_actions_addchdir_np");
+  if (!chdir) chdir = dlsym(RTLD_DEFAULT, "posix_spawn_file_actions_addchdir");
+  found.chdir = (add_chdir *)chdir;
+  found.closefrom = (add_closefrom *)dlsym(
+      RTLD_DEFAULT, "posix_spawn_file_actions_addclosefrom_np");
+}
+
+/* macOS: the child has only the descriptors that an action names (posix_spawn(2),
+ * POSIX_SPAWN_CLOEXEC_DEFAULT). */
+#ifdef POSIX_SPAWN_CLOEXEC_DEFAULT
+enum { NAMED_ONLY = POSIX_SPAWN_CLOEXEC_DEFAULT };
+#else
+enum { NAMED_ONLY = 0 };
+#define posix_spawn_file_actions_addinherit_np(actions, fd) ((void)(actions), ENOTSUP)
+#endif
 
 #ifndef POSIX_SPAWN_SETSID
 #define POSIX_SPAWN_SETSID 0
 #endif
 
+/* On macOS the flag and chdir came together, in 10.15. */
+static bool has_setsid(void) {
+  return POSIX_SPAWN_SETSID && (!NAMED_ONLY || found.chdir);
+}
+
 int portable_features(void) {
   int features = 0;
-  if (posix_spawn_file_actions_addchdir_np) features |= AP_HAS_ADDCHDIR;
-  if (posix_spawn_file_actions_addclosefrom_np) features |= AP_HAS_ADDCLOSEFROM;
+  pthread_once(&looked_up, look_up);
+  if (found.chdir) features |= AP_HAS_ADDCHDIR;
+  if (found.closefrom) features |= AP_HAS_ADDCLOSEFROM;
+  if (NAMED_ONLY) features |= AP_HAS_CLOEXEC_DEFAULT;
+  if (has_setsid()) features |= AP_HAS_SETSID;
   return features;
 }
 
-int portable_probe(const char **what) {
-  ap_completion out;
-  *what = "pidfd_open";
-  int pidfd = sys_pidfd_open(getpid());
-  if (pidfd < 0) return pidfd;
-  *what = "pidfd_send_signal";
-  int error = sys_pidfd_signal(pidfd, 0);
-  if (error == 0) {
-    *what = "waitid(P_PIDFD)";
-    /* We are not our own child: ECHILD is the right answer. */
-    int waited = sys_waitid_pidfd(pidfd, WEXITED | WNOHANG, &out);
-    error = waited == -ECHILD ? 0 : waited < 0 ? waited : -EINVAL;
-  }
-  close(pidfd);
-  return error;
+static bool any_relative(const char *programs, int count) {
+  for (; count-- > 0; programs += strlen(programs) + 1)
+    if (programs[0] != '/') return true;
+  return false;
 }
 
-/* What only the other strategy can do. */
-static bool expressible(const ap_request *request, const int32_t *pass_fds) {
+/* What only Popen, or the other strategy, can do. */
+static bool expressible(const ap_request *request, const char *programs,
+                        const int32_t *pass_fds) {
   const int never = AP_UMASK | AP_SETGROUPS | AP_SETGID | AP_SETUID;
   if (request->flags & never) return false;
-  if (request->flags & AP_SETSID && !POSIX_SPAWN_SETSID) return false;
-  if (request->has_cwd && !posix_spawn_file_actions_addchdir_np) return false;
-  if (request->flags & AP_CLOSE_FDS) {
-    if (!posix_spawn_file_actions_addclosefrom_np) return false;
-    if (request->pass_count && pass_fds[request->pass_count - 1] > 2) return false;
-  } else if (request->pass_count) {
-    return false;
+  if (request->flags & AP_SETSID && !has_setsid()) return false;
+  if (request->has_cwd) {
+    if (!found.chdir) return false;
+    /* macOS: nothing says from where these are looked for. */
+    if (NAMED_ONLY && any_relative(programs, request->program_count)) return false;
   }
-  return true;
+  if (NAMED_ONLY) return true;
+  if (request->flags & AP_CLOSE_FDS) {
+    if (!found.closefrom) return false;
+    return !request->pass_count || pass_fds[request->pass_count - 1] <= 2;
+  }
+  return !request->pass_count;
 }
 
 static int make_attributes(posix_spawnattr_t *attributes,
                            const ap_request *request) {
-  short flags = 0;
-  int error = 0;
+  int flags = 0, error = 0;
   if (request->flags & AP_RESTORE_SIGNALS) {
     sigset_t defaults;
     sigemptyset(&defaults);
@@ -81,20 +104,40 @@ static int make_attributes(posix_spawnattr_t *attributes,
     if (!error) error = posix_spawnattr_setpgroup(attributes, request->process_group);
     flags |= POSIX_SPAWN_SETPGROUP;
   }
-  return error ? error : posix_spawnattr_setflags(attributes, flags);
+  if (request->flags & AP_CLOSE_FDS) flags |= NAMED_ONLY;
+  return error ? error : posix_spawnattr_setflags(attributes, (short)flags);
+}
+
+/* Names what the child is to have besides what goes to 0..2. */
+static int name_inherited(posix_spawn_file_actions_t *actions,
+                          const ap_request *request, const int *sources,
+                          const int32_t *pass_fds) {
+  int error = 0;
+  for (int fd = 0; fd < 3 && !error; fd++) {
+    if (sources[fd] >= 0 || !(request->flags & AP_CLOSE_FDS)) continue;
+    int flags = fcntl(fd, F_GETFD);
+    if (flags >= 0 && !(flags & FD_CLOEXEC))
+      error = posix_spawn_file_actions_addinherit_np(actions, fd);
+  }
+  for (int i = 0; i < request->pass_count && !error; i++)
+    if (pass_fds[i] > 2)
+      error = posix_spawn_file_actions_addinherit_np(actions, pass_fds[i]);
+  return error;
 }
 
 /* The sources are all above 2 (see raise_sources). */
 static int make_actions(posix_spawn_file_actions_t *actions,
                         const ap_request *request, const int *sources,
-                        const char *cwd) {
+                        const int32_t *pass_fds, const char *cwd) {
   int error = 0;
   for (int i = 0; i < 3 && !error; i++)
     if (sources[i] >= 0)
       error = posix_spawn_file_actions_adddup2(actions, sources[i], i);
-  if (!error && cwd) error = posix_spawn_file_actions_addchdir_np(actions, cwd);
-  if (!error && request->flags & AP_CLOSE_FDS)
-    error = posix_spawn_file_actions_addclosefrom_np(actions, 3);
+  if (!error && NAMED_ONLY)
+    error = name_inherited(actions, request, sources, pass_fds);
+  if (!error && cwd) error = found.chdir(actions, cwd);
+  if (!error && !NAMED_ONLY && request->flags & AP_CLOSE_FDS)
+    error = found.closefrom(actions, 3);
   return error;
 }
 
@@ -141,6 +184,12 @@ static int try_programs(pid_t *pid, const ap_plan *plan,
   return refusal ? refusal : error;
 }
 
+static bool can_enter(const char *directory) {
+  struct stat status;
+  return stat(directory, &status) == 0 && S_ISDIR(status.st_mode) &&
+         faccessat(AT_FDCWD, directory, X_OK, AT_EACCESS) == 0;
+}
+
 /* posix_spawn does not say what failed. The program's own candidates cannot give
  * these errors for a directory that can be entered. */
 static int failed_step(const ap_plan *plan, const int *sources, int error) {
@@ -148,16 +197,22 @@ static int failed_step(const ap_plan *plan, const int *sources, int error) {
   if (error == EBADF) {
     for (int i = 0; i < 3; i++)
       if (sources[i] >= 0 && fcntl(sources[i], F_GETFD) < 0) return AP_STEP_SETUP;
+    for (int i = 0; i < plan->pass_count; i++)
+      if (fcntl(plan->pass_fds[i], F_GETFD) < 0) return AP_STEP_SETUP;
   }
   if (error == EPERM && plan->flags & (AP_SETSID | AP_SETPGID)) return AP_STEP_SETUP;
-  if (plan->cwd) {
-    int dir = open(plan->cwd, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0) return AP_STEP_CHDIR;
-    bool enters = faccessat(dir, ".", X_OK, AT_EACCESS) == 0;
-    close(dir);
-    if (!enters) return AP_STEP_CHDIR;
-  }
+  if (plan->cwd && !can_enter(plan->cwd)) return AP_STEP_CHDIR;
   return AP_STEP_EXEC;
+}
+
+#ifndef O_PATH
+#define O_PATH O_RDONLY
+#endif
+
+/* A number for the child's pidfd: EMFILE must come before there is a child. */
+static int reserve_number(void) {
+  int fd = open("/", O_PATH | O_CLOEXEC);
+  return fd < 0 ? -errno : fd;
 }
 
 int spawn_posix(ap_child *child, ap_request *request, const char *strings,
@@ -171,16 +226,15 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   void *memory = NULL;
 
   request->step = AP_STEP_SETUP;
-  if (!expressible(request, pass_fds)) return -ENOTSUP;
+  pthread_once(&looked_up, look_up);
+  if (!expressible(request, strings, pass_fds)) return -ENOTSUP;
   memory = plan_new(0, request, strings, pass_fds, NULL, &plan);
   if (!memory) return -ENOMEM;
   result = raise_sources(request, pass_fds, sources, raised);
   if (result < 0) goto finish;
-  /* Keeps a number free for the pidfd: EMFILE must come before the child. */
-  reserve = open("/", O_PATH | O_CLOEXEC);
-  if (reserve < 0) {
-    result = -errno;
-    goto finish;
+  if (AP_LINUX) {
+    result = reserve = reserve_number();
+    if (result < 0) goto finish;
   }
   result = -posix_spawnattr_init(&attributes);
   if (result < 0) goto finish;
@@ -190,7 +244,7 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   have_actions = true;
   result = -make_attributes(&attributes, request);
   if (result < 0) goto finish;
-  result = -make_actions(&actions, request, sources, plan->cwd);
+  result = -make_actions(&actions, request, sources, pass_fds, plan->cwd);
   if (result < 0) goto finish;
 
   result = -try_programs(&child->pid, plan, &actions, &attributes);
@@ -198,15 +252,13 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
     request->step = failed_step(plan, sources, -result);
     goto finish;
   }
-  close(reserve);
+  if (reserve >= 0) close(reserve);
   reserve = -1;
   child->rss_floor = own_peak_rss();
-  child->pidfd = sys_pidfd_open(child->pid);
-  if (child->pidfd == -ESRCH) {
-    child->pidfd = -1; /* taken by another wait already: its status is lost */
-  } else if (child->pidfd < 0) {
-    result = child->pidfd;
-    child->pidfd = -1;
+  result = process_open(child);
+  if (result == -ESRCH) {
+    result = 0; /* taken by another wait already: its status is lost */
+  } else if (result < 0) {
     kill(child->pid, SIGKILL);
     while (waitpid(child->pid, NULL, 0) < 0 && errno == EINTR) continue;
   }

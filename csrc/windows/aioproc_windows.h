@@ -113,9 +113,6 @@ int64_t ap_port_spawn(ap_port *port, const ap_request *request,
  * to start, and what it holds is closed. Also for orphans. */
 int ap_abandon(int64_t token);
 
-/* The caller lets go of an orphan; it lives on. */
-int ap_release(int64_t token);
-
 /* TerminateProcess with exit code 1. -ERROR_INVALID_PARAMETER, which stands for an
  * unknown process in Windows too, for a token that is gone. 0 for a child that has
  * ended and not been told of. */

@@ -169,18 +169,6 @@ int ap_abandon(int64_t token) {
   return result;
 }
 
-int ap_release(int64_t token) {
-  int result = -ERROR_INVALID_PARAMETER;
-  lock();
-  ap_child *child = child_find(token);
-  if (child) {
-    result = 0;
-    let_go(child);
-  }
-  unlock();
-  return result;
-}
-
 /* Whether it is for others than its port to look. */
 static bool is_orphan(const ap_child *child) {
   return !child->port || child->port->closing;

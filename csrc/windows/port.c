@@ -163,20 +163,22 @@ static void finish(ap_port *port) {
   lock();
   while (port->children) {
     ap_child *child = port->children;
-    unlock();
-    stop_watching(child);
-    lock();
+    if (child->wait) {
+      unlock();
+      stop_watching(child);
+      lock();
+    }
     child_unlink(child);
     child->in_news = false;
-    if (child->state == CHILD_CREATING) continue; /* belongs to its thread */
-    if (child->abandoned) child_free(child);
+    if (child->abandoned && child->state != CHILD_CREATING) child_free(child);
   }
   pipes_detach(port);
   while (port->pending) {
     OVERLAPPED_ENTRY entries[BATCH];
     ULONG count = 0;
     unlock();
-    GetQueuedCompletionStatusEx(port->iocp, entries, BATCH, &count, INFINITE, FALSE);
+    if (!GetQueuedCompletionStatusEx(port->iocp, entries, BATCH, &count, INFINITE, FALSE))
+      count = 0;
     lock();
     for (ULONG i = 0; i < count; i++)
       if (entries[i].lpCompletionKey == KEY_PIPE)
@@ -209,6 +211,7 @@ int ap_port_wait(ap_port *port, uint32_t milliseconds) {
     if (!GetQueuedCompletionStatusEx(port->iocp, entries, BATCH, &count, most, FALSE)) {
       if (GetLastError() != WAIT_TIMEOUT) return failure();
       over = most == milliseconds;
+      count = 0; /* Wine says 1 here */
     }
     for (ULONG i = 0; i < count; i++) {
       over |= entries[i].lpCompletionKey == KEY_WAKE;

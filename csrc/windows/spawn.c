@@ -22,6 +22,7 @@ typedef struct ap_plan {
 } ap_plan;
 
 enum {
+  LONGEST_COMMAND = 32767, /* with its NUL ("CreateProcessW function") */
   MOST_THREADS = 4,
   IDLE_MILLISECONDS = 1000 /* then a thread without work ends */
 };
@@ -298,6 +299,8 @@ static bool get_thread(void) {
 int64_t ap_port_spawn(ap_port *port, const ap_request *request, const char *strings,
                       const int64_t *handles, const int64_t *jobs) {
   ap_plan *plan = NULL;
+  /* As Windows does, though not Wine. */
+  if (request->command_length >= LONGEST_COMMAND) return -ERROR_FILENAME_EXCED_RANGE;
   int error = plan_new(request, strings, handles, jobs, &plan);
   if (error) return error;
 

@@ -1,0 +1,81 @@
+/* One child by its number, where the kernel has nothing better. The number is the
+ * child's until it was reaped, which only we do, under the lock that signals take as
+ * well. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+
+#include "internal.h"
+
+/* As process_reap, into child->last. */
+static int end_of(ap_child *child) {
+  struct rusage usage;
+  int status;
+  if (child->ended) return 1;
+  pid_t pid = wait4(child->pid, &status, WNOHANG, &usage);
+  if (pid == 0) return 0;
+  if (pid < 0) return -errno;
+  child->ended = true;
+  child->last.status = status;
+  note_usage(&child->last, &usage);
+  return 1;
+}
+
+/* For those who are not the port. It may have heard nothing yet, and where there is no
+ * zombie any more the kernel may tell it nothing. */
+static int end_before_told(ap_child *child) {
+  bool known = child->ended;
+  int result = end_of(child);
+  if (result == 1 && !known && child->port) look_later(child->port, child, SOON);
+  return result;
+}
+
+int process_open(ap_child *child) {
+  (void)child;
+  return 0;
+}
+
+void process_close(ap_child *child) { (void)child; }
+
+int process_reap(ap_child *child, ap_completion *out) {
+  int result = end_of(child);
+  if (result == 1) {
+    const ap_completion *last = &child->last;
+    out->status = last->status;
+    out->has_usage = last->has_usage;
+    out->user_time = last->user_time;
+    out->system_time = last->system_time;
+    out->max_rss = last->max_rss;
+    out->minor_faults = last->minor_faults;
+    out->major_faults = last->major_faults;
+    out->blocks_in = last->blocks_in;
+    out->blocks_out = last->blocks_out;
+    out->switches_voluntary = last->switches_voluntary;
+    out->switches_involuntary = last->switches_involuntary;
+  }
+  return result;
+}
+
+/* waitid() with WNOWAIT would leave the zombie, but CPython trusts it on macOS since
+ * 3.13 only (os.waitid). So the child is reaped and its end kept. */
+int process_peek(ap_child *child, ap_completion *out) {
+  int result = end_before_told(child);
+  if (result == 1) out->status = child->last.status;
+  return result;
+}
+
+int process_taken(ap_child *child, int *status) {
+  if (!child->announced || child->status < 0) return -ESRCH;
+  *status = child->status;
+  return 1;
+}
+
+int process_signal(ap_child *child, int signal) {
+  int result = end_before_told(child);
+  if (result == 1) return 0; /* as kill(2) of a zombie */
+  if (result < 0) return result == -ECHILD ? -ESRCH : result;
+  return kill(child->pid, signal) < 0 ? -errno : 0;
+}
