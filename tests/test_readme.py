@@ -56,6 +56,7 @@ def test_every_program_is_run_here() -> None:
     assert len(PROGRAMS) == 1
 
 
+@posix_only("git, gzip and sh, which are its children")
 @pytest.mark.parametrize("backend", ENVIRONMENTS)
 def test_the_main_job(pytestconfig: pytest.Config, backend: str) -> None:
     output = run(pytestconfig, backend, "tools/demo.py", "--children", "40", "--at-once", "8")

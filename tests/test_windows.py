@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import is_alive
-from programs import CAT, NL, SLEEP, TRUE, WINDOWS, python
+from programs import CAT, NL, PYTHON, SLEEP, TRUE, WINDOWS, python
 
 if not WINDOWS:
     pytest.skip("about Windows", allow_module_level=True)
@@ -94,7 +94,7 @@ async def test_shell_of_ones_own(api: Any) -> None:
 
 
 async def test_shell_commands_with_quotes(api: Any) -> None:
-    command = subprocess.list2cmdline(python(ARGUMENTS, "a b", "c"))
+    command = subprocess.list2cmdline([PYTHON, "-c", f"import sys; {ARGUMENTS}", "a b", "c"])
     assert json.loads(await shell_output(api, command)) == ["a b", "c"]
 
 
@@ -130,6 +130,7 @@ async def test_case_of_names_makes_no_difference(aioproc: Any) -> None:
 # -- how to run it
 
 
+@pytest.mark.wine("all processes have the same priority class")
 async def test_creationflags(api: Any) -> None:
     below = subprocess.BELOW_NORMAL_PRIORITY_CLASS  # type: ignore[attr-defined]
     code = (
@@ -178,11 +179,10 @@ async def test_handle_list(api: Any) -> None:
         assert await process.wait() == 0
         assert os.read(reader, 10) == b"x"
     assert info.lpAttributeList == {"handle_list": [handle]}
+    command = python(READ_HANDLE, str(handle))
     with pytest.warns(RuntimeWarning, match="overriding close_fds"):
-        process = await api.create_subprocess_exec(
-            *python(READ_HANDLE, str(handle)), startupinfo=info, close_fds=False
-        )
-        assert await process.wait() == 0
+        process = await api.create_subprocess_exec(*command, startupinfo=info, close_fds=False)
+    assert await process.wait() == 0
     os.close(reader)
     os.close(writer)
 
@@ -216,8 +216,8 @@ async def test_descriptors_as_streams(api: Any, tmp_path: Path) -> None:
 @pytest.fixture
 def batch(tmp_path: Path) -> str:
     script = tmp_path / "a script.bat"
-    show = subprocess.list2cmdline(python(ARGUMENTS))
-    script.write_text(f"@{show.replace('%', '%%')} %*\r\n@exit /b 5\r\n")
+    (tmp_path / "show.py").write_text(f"import sys; {ARGUMENTS}")
+    script.write_text(f'@"{PYTHON}" "%~dp0show.py" %*\n@exit /b 5\n')
     return str(script)
 
 
@@ -303,7 +303,9 @@ async def test_ctrl_break(api: Any) -> None:
     process = await api.create_subprocess_exec(*python(code), stdout=api.PIPE, creationflags=group)
     assert await process.stdout.readline() == b"ready\n"
     process.send_signal(signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
-    assert await process.wait() == 9
+    returncode = await process.wait()
+    del process  # a failure would keep it, and so its handle
+    assert returncode == 9
 
 
 async def test_ctrl_break_ends(api: Any) -> None:
@@ -332,7 +334,6 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "nul in env value": (["cmd"], {"env": {"A": "b\0c"}}),
     "nul in env name": (["cmd"], {"env": {"A\0": "b"}}),
     "equals sign in env name": (["cmd"], {"env": {"A=B": "c"}}),
-    "empty env name": (["cmd"], {"env": {"": "c"}}),
     "bytes in env": (["cmd"], {"env": {b"A": b"c"}}),
     "int in env": (["cmd"], {"env": {"A": 5}}),
     "program None": ([None], {}),
@@ -347,7 +348,6 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "file as cwd": (["cmd"], {"cwd": "{tmp}\\plain.exe"}),
     "no executable": (["{tmp}\\plain.exe"], {}),
     "directory as program": (["{tmp}"], {}),
-    "too long": (["cmd", "x" * 33_000], {}),
     "closed stdin": (["cmd"], {"stdin": 500}),
     "closed stdout": (["cmd"], {"stdout": 500}),
     "stream text": (["cmd"], {"stdin": "text"}),
@@ -419,6 +419,8 @@ async def test_the_numbers_of_errors(aioproc: Any, files: Path) -> None:
 async def test_what_is_not_for_windows(aioproc: Any) -> None:
     with pytest.raises(ValueError, match="pass_fds"):
         await aioproc.create_subprocess_exec(*TRUE, pass_fds=[5])
+    with pytest.raises(ValueError, match="environment variable name"):
+        await aioproc.create_subprocess_exec(*TRUE, env={"": "value"})
     with pytest.raises(TypeError, match="STARTUPINFO"):
         await aioproc.create_subprocess_exec(*TRUE, startupinfo=object())
     with pytest.raises(OverflowError):
