@@ -25,7 +25,6 @@ from programs import CAT, SLEEP, TRUE, WINDOWS, ends, python
 if not WINDOWS:
     pytest.skip("about Windows", allow_module_level=True)
 
-import ctypes
 import msvcrt
 
 import windows
@@ -33,11 +32,6 @@ import windows
 Factory = Callable[[], Loop]
 
 PIPE = aioproc.PIPE
-_kernel32: Any = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
-_handle = ctypes.c_size_t
-_kernel32.OpenProcess.restype = _handle
-_kernel32.TerminateProcess.argtypes = [_handle, ctypes.c_uint]
-_kernel32.CloseHandle.argtypes = [_handle]
 
 
 @pytest.fixture(autouse=True)
@@ -135,92 +129,30 @@ def test_a_loop_closes_in_the_midst_of_a_spawn(new_loop: Factory) -> None:
 # -- exits
 
 
-@pytest.mark.parametrize("code", [0, 1, 255, 256, 259, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
 @pytest.mark.asyncio
-async def test_exit_codes(code: int) -> None:
-    """259 is STILL_ACTIVE, which GetExitCodeProcess gives for what runs as well."""
-    program = f"import ctypes; ctypes.WinDLL('kernel32').ExitProcess({code})"
-    process = await aioproc.create_subprocess_exec(*python(program))
-    assert await process.wait() == code
-    assert process.returncode == code
-    assert process.rusage is not None
-    assert process.rusage.ru_utime >= 0
-
-
-@pytest.mark.asyncio
-async def test_killed_by_somebody_else() -> None:
-    process = await aioproc.create_subprocess_exec(*CAT, stdin=PIPE, stdout=PIPE)
-    handle = _kernel32.OpenProcess(1, False, process.pid)  # PROCESS_TERMINATE
-    assert _kernel32.TerminateProcess(handle, 77)
-    _kernel32.CloseHandle(handle)
-    assert await process.stdout.read() == b""
-    assert await process.wait() == 77
-    process.stdin.close()
-
-
-@pytest.mark.asyncio
-async def test_signals() -> None:
+async def test_signalled_after_its_end() -> None:
     process = await aioproc.create_subprocess_exec(*CAT, stdin=PIPE)
-    for unknown in (signal.SIGINT, 9, 77):
-        with pytest.raises(ValueError, match="Unsupported signal"):
-            process.send_signal(unknown)
-    process.terminate()
-    # Ended as it may have by now, it has not been noticed.
-    process.kill()
-    assert await process.wait() == 1
+    process.stdin.close()
+    assert settle(lambda: not is_alive(process.pid))
+    process.kill()  # it has not been noticed
+    assert await process.wait() == 0
     for sig in (signal.SIGTERM, signal.CTRL_BREAK_EVENT):  # type: ignore[attr-defined]
         with pytest.raises(ProcessLookupError):
             process.send_signal(sig)
-    process.stdin.close()
 
 
 @pytest.mark.asyncio
-async def test_ctrl_break() -> None:
-    process = await aioproc.create_subprocess_exec(
-        *python("import time; print('ready', flush=True); time.sleep(1000)"),
-        stdout=PIPE,
-        creationflags=subprocess.CREATE_NEW_PROCESS_GROUP,  # type: ignore[attr-defined]
-    )
-    assert await process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
-    # STATUS_CONTROL_C_EXIT, of which Wine makes 0 or 1.
-    assert await process.wait() in ((0, 1) if windows.WINE else (0xC000013A,))
+async def test_rusage() -> None:
+    code = "import time; end = time.process_time() + 0.05\nwhile time.process_time() < end: pass"
+    process = await aioproc.create_subprocess_exec(*python(code))
+    await process.wait()
+    assert process.rusage is not None
+    assert process.rusage.ru_utime + process.rusage.ru_stime >= 0.05
+    peak = process.rusage.ru_maxrss
+    assert peak is None or peak > 1000  # Wine may have none
 
 
-# -- errors
-
-
-def broken_program(folder: Path) -> str:
-    path = folder / "broken.exe"
-    path.write_bytes(b"MZ, but nothing more")
-    return str(path)
-
-
-@pytest.mark.asyncio
-async def test_errors(tmp_path: Path) -> None:
-    nowhere = str(tmp_path / "nowhere")
-    cases: list[tuple[int, type[OSError], list[str], dict[str, Any]]] = [
-        (2, FileNotFoundError, ["there-is-no-such-program"], {}),
-        (3, FileNotFoundError, [nowhere + r"\program.exe"], {}),
-        (193, OSError, [broken_program(tmp_path)], {}),
-        (267, NotADirectoryError, [*TRUE], {"cwd": nowhere}),
-        (206, OSError, [sys.executable, "x" * 40_000], {}),
-    ]
-    for winerror, kind, args, options in cases:
-        with pytest.raises(kind) as caught:
-            await aioproc.create_subprocess_exec(
-                *args, stdin=PIPE, stdout=PIPE, stderr=PIPE, **options
-            )
-        error: Any = caught.value
-        if winerror == 3 and windows.WINE:
-            winerror = 2 if error.winerror == 2 else 3
-        assert error.winerror == winerror
-        # What the standard library raises.
-        if winerror != 206:  # which Wine does not know
-            with pytest.raises(kind) as by_popen:
-                subprocess.Popen(args, **options)
-            assert str(error) == str(by_popen.value)
-            assert error.errno == by_popen.value.errno
+# -- handles that are none
 
 
 @pytest.mark.asyncio
@@ -505,6 +437,17 @@ def test_a_job_ends_with_the_parent() -> None:
         assert settle(lambda: not is_alive(child) and not is_alive(grandchild))
 
 
+@pytest.mark.asyncio
+async def test_jobs_are_refused_by_the_pure_backend() -> None:
+    previous = _backends.use(make_backend("pure"))
+    try:
+        info = subprocess.STARTUPINFO(lpAttributeList={"job_list": [1]})  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="job_list"):
+            await aioproc.create_subprocess_exec(*TRUE, startupinfo=info)
+    finally:
+        _backends.use(previous)
+
+
 # -- the file
 
 
@@ -565,4 +508,4 @@ async def test_many_at_once() -> None:
         process = await aioproc.create_subprocess_exec(*ends(code))
         return await process.wait()  # type: ignore[no-any-return]
 
-    assert await asyncio.gather(*map(one, range(150))) == list(range(150))
+    assert await asyncio.gather(*map(one, range(80))) == list(range(80))
