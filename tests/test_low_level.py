@@ -10,7 +10,7 @@ import pytest
 
 from aside import collect
 from helpers import not_on_proactor
-from programs import CAT, DEAF, KILLED, LEAVES_CAT, NL, SILENT, SLEEP, TERMINATED, TRUE, WINDOWS, YES, ends, python, sh, shell
+from programs import (
     CAT,
     DEAF,
     KILLED,
@@ -334,6 +334,7 @@ async def test_pausing_twice(aioproc: Any) -> None:
 
 async def test_pausing_inside_a_callback(api: Any) -> None:
     not_on_proactor(api, "gives a bytearray after a pause")
+
     class Slow(Log):
         def pipe_data_received(self, fd: int, data: bytes) -> None:
             super().pipe_data_received(fd, data)
