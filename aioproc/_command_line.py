@@ -27,7 +27,7 @@ def command_line(args: Iterable[Any]) -> str:
     return subprocess.list2cmdline(list(map(os.fsdecode, args)))
 
 
-def windows_error(winerror: int, text: str, filename: str) -> OSError:
+def windows_error(winerror: int, text: str, filename: str | None) -> OSError:
     """OSError or a subclass, as for an error of Windows' own."""
     error: Any = OSError
     made: OSError = error(0, text, filename, winerror)
@@ -66,6 +66,12 @@ def check_program(program: str) -> None:
     if '"' in program:
         text = "The filename, directory name, or volume label syntax is incorrect"
         raise windows_error(123, text, program)
+
+
+def check_length(line: str) -> None:
+    # CreateProcess's own limit, with the NUL, in UTF-16 units. Wine has none.
+    if len(line.encode("utf-16-le", "surrogatepass")) // 2 >= 32767:
+        raise windows_error(206, "The filename or extension is too long", None)
 
 
 def batch_command_line(script: str, args: Iterable[Any]) -> tuple[str, str]:

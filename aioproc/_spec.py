@@ -309,6 +309,7 @@ class SpawnSpec:
             _command_line.check_program(script)
             if _command_line.is_batch_file(script):
                 line, program = _command_line.batch_command_line(script, self.args[1:])
+        _command_line.check_length(line)
         self.command_line = line
         self.executable = program
         self.env = None if env is None else windows_environment(env)

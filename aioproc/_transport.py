@@ -577,8 +577,10 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             return
         self._closed = True
         for pipe in self._pipes.values():
-            if isinstance(pipe, WritePipeTransport) and self._returncode is None:
-                pipe.abort()
+            if isinstance(pipe, WritePipeTransport) and (
+                self._returncode is None or self._loop.is_closed()
+            ):
+                pipe.abort()  # what is left to write would never go out
             else:
                 pipe.close()
         child = self._child

@@ -130,6 +130,8 @@ def make_backend(name: str) -> _backends.Backend:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = subjects(metafunc.config)
+    if "new_loop" in metafunc.fixturenames:
+        metafunc.parametrize("new_loop", loops(metafunc.config), indirect=True)
     if "aioproc" in metafunc.fixturenames:
         metafunc.parametrize("aioproc", names, indirect=True)
     if "api" in metafunc.fixturenames:
@@ -251,13 +253,10 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> A
     return {name: remembered(make) for name, make in loops(config).items()}
 
 
-@pytest.fixture(params=["proactor", "selector", "winloop"] if WINDOWS else ["asyncio", "uvloop"])
+@pytest.fixture
 def new_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
-    """For tests that are no coroutines: a factory of loops, of both kinds in turn."""
-    factories = loops(request.config)
-    if request.param not in factories:
-        pytest.skip("waived by --no-uvloop or --loop, or not installed")
-    return factories[request.param]
+    """For tests that are no coroutines: a factory of loops, of each kind in turn."""
+    return loops(request.config)[request.param]
 
 
 # -- the leak guards

@@ -35,13 +35,13 @@ _AS_ON_POSIX = (
 )
 
 
+#: On Windows, in a virtual environment, sys.executable starts another, which does the work.
+PYTHON: str = getattr(sys, "_base_executable", sys.executable) if WINDOWS else sys.executable
+
+
 def python(code: str, *args: str) -> list[str]:
     """A child that runs Python code, the same everywhere."""
-    if WINDOWS:
-        # In a virtual environment sys.executable starts another, which does the work.
-        code = _AS_ON_POSIX + code
-        return [getattr(sys, "_base_executable", sys.executable), "-I", "-S", "-c", code, *args]
-    return [sys.executable, "-I", "-S", "-c", code, *args]
+    return [PYTHON, "-I", "-S", "-c", _AS_ON_POSIX + code if WINDOWS else code, *args]
 
 
 def _either(posix: str, windows: str) -> list[str]:
@@ -80,8 +80,9 @@ def shell(*commands: str) -> str:
     """One after the other, for the system's shell: `cat`, `echo TEXT`, `exit N`..."""
     if not WINDOWS:
         return "; ".join(commands)
-    # cmd.exe would take a space before the next thing for a part of the text.
-    words = {"cat": subprocess.list2cmdline(CAT)}
+    # For cmd.exe a line is a command; and a space before the next thing is text.
+    copy = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+    words = {"cat": subprocess.list2cmdline([PYTHON, "-I", "-S", "-c", copy])}
     return "& ".join(words.get(text, text.replace(" >&2", ">&2")) for text in commands)
 
 

@@ -18,6 +18,7 @@ import pytest
 from aside import collect
 from conftest import open_fds
 from helpers import script
+from programs import TRUE, posix_only
 
 pytestmark = pytest.mark.asyncio
 
@@ -188,6 +189,7 @@ def described(error: BaseException | None) -> Any:
     return type(error)
 
 
+@posix_only("these cases; test_windows.py has its own")
 async def test_as_popen(aioproc: Any, files: Path) -> None:
     wrong = {}
     for case, (args, options) in CASES.items():
@@ -249,7 +251,7 @@ async def test_shell_option(api: Any) -> None:
 
 async def test_text_options_that_mean_nothing(api: Any) -> None:
     process = await api.create_subprocess_exec(
-        "true", text=False, universal_newlines=False, encoding=None, errors=None, shell=False
+        *TRUE, text=False, universal_newlines=False, encoding=None, errors=None, shell=False
     )
     assert await process.wait() == 0
 
@@ -279,6 +281,8 @@ async def test_it_fails_at_once(aioproc: Any) -> None:
 
 # -- ETXTBSY
 
+busy_text = posix_only("ETXTBSY")
+
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
@@ -287,6 +291,7 @@ def program(tmp_path: Path) -> Path:
     return copy
 
 
+@busy_text
 async def test_a_program_that_is_still_being_written(aioproc: Any, program: Path) -> None:
     file = open(program, "ab")  # noqa: SIM115
     asyncio.get_running_loop().call_later(0.03, file.close)
@@ -295,6 +300,7 @@ async def test_a_program_that_is_still_being_written(aioproc: Any, program: Path
     assert await process.wait() == 0
 
 
+@busy_text
 async def test_a_program_that_is_written_for_ever(aioproc: Any, program: Path) -> None:
     with open(program, "ab"):
         begin = time.monotonic()
@@ -305,6 +311,7 @@ async def test_a_program_that_is_written_for_ever(aioproc: Any, program: Path) -
     assert os.fspath(caught.value.filename) == str(program)
 
 
+@busy_text
 async def test_a_busy_program_does_not_hold_up_the_loop(aioproc: Any, program: Path) -> None:
     with open(program, "ab"):
         spawning = asyncio.create_task(aioproc.create_subprocess_exec(program))
@@ -317,6 +324,7 @@ async def test_a_busy_program_does_not_hold_up_the_loop(aioproc: Any, program: P
             await spawning
 
 
+@busy_text
 async def test_cancelled_while_a_program_is_busy(aioproc: Any, program: Path) -> None:
     with open(program, "ab"):
         spawning = asyncio.create_task(aioproc.create_subprocess_exec(program))
@@ -329,6 +337,7 @@ async def test_cancelled_while_a_program_is_busy(aioproc: Any, program: Path) ->
 # -- what runs out
 
 
+@posix_only("limits of the system")
 async def test_descriptors_run_out_at_every_point(aioproc: Any) -> None:
     await script(
         """
@@ -373,6 +382,7 @@ async def test_descriptors_run_out_at_every_point(aioproc: Any) -> None:
     )
 
 
+@posix_only("limits of the system")
 async def test_processes_run_out(aioproc: Any) -> None:
     await script(
         """
@@ -426,10 +436,12 @@ async def fail_in_every_way(aioproc: Any, files: Path, times: int) -> None:
             await aioproc.create_subprocess_exec(*args, **pipes, **options)
 
 
+@posix_only("these cases; test_windows.py has its own")
 async def test_hundreds_of_failures(aioproc: Any, files: Path) -> None:
     await fail_in_every_way(aioproc, files, 200)
 
 
+@posix_only("these cases; test_windows.py has its own")
 @pytest.mark.heavy
 async def test_thousands_of_failures(aioproc: Any, files: Path) -> None:
     await fail_in_every_way(aioproc, files, 10_000)

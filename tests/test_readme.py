@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import FUSE, subjects
+from programs import posix_only
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ def run(config: pytest.Config, name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@posix_only("git and signals, of which the program tells")
 @pytest.mark.parametrize("backend", ENVIRONMENTS)
 def test_the_first_program(pytestconfig: pytest.Config, backend: str, tmp_path: Path) -> None:
     program = tmp_path / "readme.py"
@@ -54,6 +56,7 @@ def test_every_program_is_run_here() -> None:
     assert len(PROGRAMS) == 1
 
 
+@posix_only("git, gzip and sh, which are its children")
 @pytest.mark.parametrize("backend", ENVIRONMENTS)
 def test_the_main_job(pytestconfig: pytest.Config, backend: str) -> None:
     output = run(pytestconfig, backend, "tools/demo.py", "--children", "40", "--at-once", "8")

@@ -1,6 +1,6 @@
 """What the layer above and the rooms below agree on.
 
-A *room* (``posix.py``, ``pure.py``) is one way of spawning children and noticing
+A *room* (``posix.py``, ``windows.py``, ``pure.py``) is one way of spawning children and noticing
 their exits. It owns every handle it opens, for that handle's whole life, and knows
 nothing of transports, streams and processes.
 """
@@ -43,7 +43,8 @@ UNKNOWN_EXIT = _UnknownExit(-1_000_000)
 class ResourceUsage(NamedTuple):
     """What a child used, told by the kernel when it was reaped.
 
-    The names are those of :func:`resource.getrusage` (getrusage(2)).
+    The names are those of :func:`resource.getrusage` (getrusage(2)). Windows has the
+    times and the peak of the working set; the other numbers are 0 there.
     """
 
     #: CPU time in user mode and in the kernel, in seconds.

@@ -59,6 +59,10 @@ class Port(Resident["WindowsChild"]):
         self._arrived: collections.deque[int] = collections.deque()
         self._told = False
         self._ending = False
+        self._released = False
+        # The handle is closed under it. Reentrant: the garbage collector may close a pipe
+        # in the midst of it.
+        self._lock = threading.RLock()
         super().__init__(loop)
         if self._guard is None:
             self._ending = True  # the loop has shut its generators down already
@@ -134,22 +138,23 @@ class Port(Resident["WindowsChild"]):
             self._wake()
 
     def _wake(self) -> None:
-        # An address of nothing; without one _overlapped takes the packet for a failure.
-        _overlapped.PostQueuedCompletionStatus(self._iocp, 0, 0, 1)
+        with self._lock:
+            if self._iocp:
+                # An address of nothing; without one _overlapped sees a failure.
+                _overlapped.PostQueuedCompletionStatus(self._iocp, 0, 0, 1)
 
     # -- in the port's own thread
 
     def _run(self) -> None:
         wait = _overlapped.GetQueuedCompletionStatus
-        while self.is_open or self._operations:
+        while not self._released or self._operations:
             packet = wait(self._iocp, LOOK if self._ending else _overlapped.INFINITE)
-            arrived = packet is not None
-            for _ in range(BATCH):
-                if packet is None:
-                    break
+            taken = 0
+            while packet is not None:
                 self._arrived.append(packet[3])
-                packet = wait(self._iocp, 0)
-            if self.is_open and arrived:
+                taken += 1
+                packet = wait(self._iocp, 0) if taken < BATCH else None
+            if self.is_open and taken:
                 self._tell_loop()
             if self.is_open and self._ending and self.loop_is_closed():
                 self.close()
@@ -157,7 +162,9 @@ class Port(Resident["WindowsChild"]):
                 # Nobody is to be told: what was cancelled is only waited for.
                 while self._arrived:
                     self._operations.pop(self._arrived.popleft(), None)
-        _winapi.CloseHandle(self._iocp)
+        with self._lock:
+            iocp, self._iocp = self._iocp, 0
+            _winapi.CloseHandle(iocp)
 
     def _tell_loop(self) -> None:
         if self._told:
@@ -192,10 +199,11 @@ class Port(Resident["WindowsChild"]):
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for end in list(self._ends):
-            end.abort()
+            end.cancel()
         for child in list(self.children.values()):
             self._unwatch_exit(child)
             child.become_orphan()
+        self._released = True
         self._wake()
 
 
@@ -237,9 +245,17 @@ class _End:
     def _notify(self) -> None:
         """Calls back, now and in every round of the loop as long as we are ready."""
         if self._callback is not None and self._is_ready():
-            self._callback()
-            if self._callback is not None and self._is_ready():
-                self._port.call_soon(self._notify)
+            try:
+                self._callback()
+            finally:
+                if self._callback is not None and self._is_ready():
+                    self._port.call_soon(self._notify)
+
+    def cancel(self) -> None:
+        """The port closes. The pipe stays open: its end would tell the child something."""
+        self._callback = None
+        if self._operation is not None:
+            self._operation.cancel()
 
     def _check(self) -> None:
         if self._handle < 0:
@@ -425,6 +441,12 @@ class PipeWriteEnd(_End):
             self._finish()
         else:
             super().abort()
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._stop_watching_reader()
+        if self._to_close >= 0:
+            self._finish()
 
     def _finish(self) -> None:
         handle, self._to_close = self._to_close, -1

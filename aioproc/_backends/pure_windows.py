@@ -233,6 +233,9 @@ class PureBackend:
     strategy = "Popen, iocp"
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> WindowsChild:
+        if (spec.startupinfo.lpAttributeList or {}).get("job_list"):
+            # Popen would pass over it in silence.
+            raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
         orphans.reap()
         port = _ports.of(loop)
         try:

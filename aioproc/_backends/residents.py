@@ -9,6 +9,7 @@ whatever loop. Children that are alive then are handed to the room as orphans.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -182,6 +183,15 @@ class Residents(Generic[R]):
         self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, R]
         self._of = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        # Where a thread looks whether the loop has closed, it may be too late for that;
+        # and what a resident holds would not be finalized any more.
+        atexit.register(self.close_ended)
+
+    def close_ended(self) -> None:
+        """Closes those whose loop has closed."""
+        for resident in list(self._of.values()):
+            if resident.loop_is_closed():
+                resident.close()
 
     def of(self, loop: asyncio.AbstractEventLoop) -> R:
         """The loop's own, opened if need be. To be called in the loop's thread."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .base import ReadEnd, ResourceUsage, WriteEnd, logger
-from .residents import Resident, Residents, shut_down
+from .residents import REJOIN, Resident, Residents, shut_down
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -86,7 +86,16 @@ class _End:
     """Our end of a pipe. Its operations are the C layer's; the port tells it of their
     ends."""
 
-    __slots__ = ("_callback", "_handle", "_key", "_loop", "_pipe", "_port", "_scheduled")
+    __slots__ = (
+        "_callback",
+        "_handle",
+        "_key",
+        "_loop",
+        "_pipe",
+        "_port",
+        "_scheduled",
+        "_suspended",
+    )
 
     def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
         self._port: _Port | None = port
@@ -96,6 +105,7 @@ class _End:
         self._handle: int = lib.ap_pipe_handle(pipe)
         self._callback: Callable[[], None] | None = None
         self._scheduled = False
+        self._suspended = False
 
     def fileno(self) -> int:
         """The handle's number; -1 when closed."""
@@ -108,6 +118,7 @@ class _End:
 
     def unwatch(self) -> None:
         self._callback = None
+        self._suspended = False
 
     def enlarge(self) -> bool:
         return False
@@ -141,9 +152,23 @@ class _End:
     def write_done(self) -> None:
         """AP_WRITTEN has come."""
 
+    def suspend(self) -> list[Callable[[], None] | None]:
+        """Lets go of who is to be called; for `resume`."""
+        callback, self._callback = self._callback, None
+        self._suspended = callback is not None
+        return [callback]
+
+    def resume(self, callbacks: list[Callable[[], None] | None]) -> None:
+        callback = callbacks[0]
+        # Unless it was closed or unwatched meanwhile.
+        if self._pipe is not None and self._suspended and callback is not None:
+            self._suspended = False
+            self.watch(callback)
+
     def forget(self) -> None:
         """The port closes: nothing will be told any more."""
-        self._callback = self._port = None
+        self.suspend()
+        self._port = None
 
     def close(self) -> None:
         pipe, self._pipe = self._pipe, None
@@ -230,11 +255,12 @@ class PipeWriteEnd(_End):
     """What write() has taken is in the pipe, for whoever calls it: it still goes out
     after close()."""
 
-    __slots__ = ("_on_reader_gone",)
+    __slots__ = ("_on_reader_gone", "_reader_gone", "_reader_watched")
 
     def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
         super().__init__(port, loop, key, pipe)
         self._on_reader_gone: Callable[[], None] | None = None
+        self._reader_watched = self._reader_gone = False
 
     def write(self, data: bytes | memoryview) -> int:
         if self._pipe is None:
@@ -252,20 +278,30 @@ class PipeWriteEnd(_End):
         self._fire()
 
     def watch_reader(self, callback: Callable[[], None]) -> None:
-        # A read from this end, into which nobody can write.
-        if self._on_reader_gone is None and self._pipe is not None:
-            self._on_reader_gone = callback
-            if lib.ap_pipe_read(self._pipe, 1) != _PENDING:
-                self._loop.call_soon(self.read_done, 0)
+        if self._on_reader_gone is not None or self._pipe is None:
+            return
+        self._on_reader_gone = callback
+        if not self._reader_watched:
+            # By a read from this end, into which nobody can write.
+            self._reader_watched = True
+            self._reader_gone = lib.ap_pipe_read(self._pipe, 1) != _PENDING
+        if self._reader_gone:
+            self._loop.call_soon(self.read_done, 0)
 
     def read_done(self, result: int) -> None:
+        self._reader_gone = True
         callback, self._on_reader_gone = self._on_reader_gone, None
         if callback is not None and self._pipe is not None:
             callback()
 
-    def forget(self) -> None:
-        super().forget()
-        self._on_reader_gone = None
+    def suspend(self) -> list[Callable[[], None] | None]:
+        callback, self._on_reader_gone = self._on_reader_gone, None
+        return [*super().suspend(), callback]
+
+    def resume(self, callbacks: list[Callable[[], None] | None]) -> None:
+        super().resume(callbacks)
+        if callbacks[1] is not None:
+            self.watch_reader(callbacks[1])
 
     def close(self) -> None:
         self._on_reader_gone = None
@@ -548,17 +584,35 @@ class _Port(Resident[NativeChild]):
         loop = self._loop()
         if not self.is_open or loop is None:
             return
-        if not self.is_idle():
-            # The loop may go on, with pipes that cannot change ports. So the thread
-            # watches from now on whether it closes.
-            self._guard = None
-            shut_down(loop)
-            lib.ap_port_wake(self._port)
+        if self.is_idle():
+            super()._loop_ends()
+            # Who counts threads when a loop has closed shall find as many as before.
+            if threading.current_thread() is not self._thread:
+                self._thread.join(1)
             return
-        super()._loop_ends()
-        # Who counts threads when a loop has closed shall find as many as before.
-        if threading.current_thread() is not self._thread:
-            self._thread.join(1)
+        # The loop may go on, with pipes that cannot change ports. So the thread watches
+        # from now on whether it closes; and till it has proved to go on, it alone holds
+        # whoever is to be told.
+        self._guard = None
+        shut_down(loop)
+        lib.ap_port_wake(self._port)
+        told = [(child, child.on_exit) for child in self.children.values()]
+        for child, _ in told:
+            child.on_exit = None
+        watched = [(end, end.suspend()) for end in self.ends.values()]
+        loop.call_later(REJOIN, self._go_on, told, watched)
+
+    def _go_on(
+        self,
+        told: list[tuple[NativeChild, Callable[[], None] | None]],
+        watched: list[tuple[_End, list[Callable[[], None] | None]]],
+    ) -> None:
+        for child, on_exit in told:
+            if child.on_exit is None:  # or it has got one meanwhile
+                child.on_exit = on_exit
+            child.tell()
+        for end, callbacks in watched:
+            end.resume(callbacks)
 
     def woken(self, news: bool) -> int:
         """In the port's thread. For how long, in milliseconds, to wait again."""

@@ -121,9 +121,11 @@ bool child_look(ap_child *child) {
 
 /* Kills it if it runs. */
 static int terminate(ap_child *child) {
+  DWORD code;
   if (child->state != CHILD_RUNNING || TerminateProcess(child->process, 1)) return 0;
   int error = failure();
-  /* Access is denied when it has ended already. */
+  /* Access is denied when it has ended, or is about to, with a code already. */
+  if (GetExitCodeProcess(child->process, &code) && code != STILL_ACTIVE) return 0;
   return WaitForSingleObject(child->process, 0) == WAIT_OBJECT_0 ? 0 : error;
 }
 

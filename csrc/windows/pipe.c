@@ -127,8 +127,8 @@ static int issue(ap_operation *operation) {
 
 /* As issue, in the loop's thread, with the packet accounted for. */
 static int start(ap_operation *operation) {
-  ap_port *port = operation->pipe->port;
   lock();
+  ap_port *port = operation->pipe->port;
   bool possible = port && !port->closing;
   if (possible) {
     operation->pending = true;
