@@ -47,9 +47,7 @@ _ARGUMENTS = {
     "ioctl(PIDFD_GET_INFO)": (_ARGUMENT_1, _EQUAL, 0xC040FF0B),
 }
 
-SUPPORTED = (
-    sys.platform == "linux" and platform.machine() in _ARCHITECTURES and ctypes is not None
-)
+SUPPORTED = sys.platform == "linux" and platform.machine() in _ARCHITECTURES and ctypes is not None
 
 
 def deny(calls: Mapping[str, int]) -> None:
