@@ -8,7 +8,9 @@ commit, and checks
 
   every wheel     name, tags, contents, one list of dependencies (tools/release_files.py);
                   abi3audit
-  Linux           each symbol it needs is in glibc 2.17 (auditwheel) or in musl
+  Linux           each symbol it needs is in glibc 2.17 (auditwheel) or in musl; what its
+                  child does before the exec calls nothing (tools/child_code.py, where
+                  there is an objdump for the machine: binutils-aarch64-linux-gnu)
   macOS           each is in libSystem
   Windows         each is in python3.dll's stable part or in a DLL that Windows has
 
@@ -40,6 +42,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools import child_code
 from tools.debian import TREE as ROOT
 from tools.debian import copy_tree, say
 
@@ -363,7 +366,14 @@ def check_pe(target: Target, binary: Path) -> str:
 
 def check_binary(target: Target, binary: Path) -> str:
     check = {"darwin": check_macho, "win32": check_pe}.get(target.platform, check_elf)
-    return check(target, binary)
+    words = check(target, binary)
+    if target.platform == "linux":
+        machine = target.triple.partition("-")[0]
+        if child_code.disassembler(machine) is None:
+            return f"{words}; its child's code not read (no objdump)"
+        run(sys.executable, Path(child_code.__file__), binary, machine)
+        words += "; its child's code stays inside"
+    return words
 
 
 def check_wheel(target: Target, wheel: Path) -> str:
