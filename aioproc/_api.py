@@ -166,7 +166,8 @@ async def create_subprocess_exec(
         readuntil() raise for longer ones, as asyncio's do with its default of 65536.
     kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
         pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
-        preexec_fn, restore_signals, pipesize, bufsize=0.
+        preexec_fn, restore_signals, pipesize, bufsize=0; on Windows also startupinfo and
+        creationflags (docs/semantics.md says what differs there).
 
     Raises what Popen raises, before anything is left behind: OSError (FileNotFoundError,
     PermissionError, ...) with the filename, ValueError, TypeError. Cancelling it kills
@@ -188,9 +189,9 @@ async def create_subprocess_shell(
     limit: int | None = None,
     **kwds: Any,
 ) -> Process:
-    """Runs a command in the shell (/bin/sh, or `executable`).
+    """Runs a command in the shell (/bin/sh, on Windows %COMSPEC%; or `executable`).
 
-    Quoting is the caller's: shlex.quote. The rest as create_subprocess_exec.
+    Quoting is the caller's: shlex.quote (not for Windows). The rest as create_subprocess_exec.
     """
     spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     return await _open_process(spec, limit)

@@ -198,7 +198,8 @@ class Process(asyncio.subprocess.Process):
         return await self._transport._wait()
 
     def send_signal(self, signal: int) -> None:
-        """Sends a signal to the child.
+        """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
+        CTRL_BREAK_EVENT are sent to its process group, others are a ValueError.
 
         From any thread, also after the loop was closed. ProcessLookupError once the
         child has been reaped; a process that got the number since is never hit.

@@ -13,6 +13,7 @@ import pytest
 
 import aioproc
 from aioproc import _backends
+from programs import WINDOWS
 
 TESTS = Path(__file__).parent
 
@@ -32,6 +33,20 @@ def asyncio_since(api: Any, version: tuple[int, int], what: str) -> None:
     """Skips the oracle on a Python whose asyncio has this fault."""
     if api.is_oracle and sys.version_info < version:
         pytest.skip(f"asyncio before {version[0]}.{version[1]}: {what}")
+
+
+def not_on_proactor(api: Any, what: str) -> None:
+    """Skips the oracle on Windows, where asyncio's Proactor loop has this fault."""
+    if WINDOWS and api.is_oracle:
+        pytest.skip(f"asyncio's Proactor loop {what}")
+
+
+def on_wine() -> bool:
+    if not WINDOWS:
+        return False
+    import windows
+
+    return windows.WINE
 
 
 def on_uvloop() -> bool:

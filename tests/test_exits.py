@@ -393,7 +393,7 @@ def test_what_interrupts_the_loop_loses_no_exit(aioproc: Any) -> None:
 
     async def start() -> list[Any]:
         streams = {"stdin": read_end, "stdout": None, "stderr": None}
-        return [(await aioproc.subprocess_exec(Protocol, "cat", **streams))[0] for _ in range(5)]
+        return [(await aioproc.subprocess_exec(Protocol, *CAT, **streams))[0] for _ in range(5)]
 
     read_end, write_end = os.pipe()
     loop = asyncio.SelectorEventLoop()

@@ -13,6 +13,7 @@ import pytest
 from aioproc import _process
 from aside import collect
 from conftest import is_alive, run, settle
+from helpers import on_wine
 from programs import (
     CAT,
     KILLED,
@@ -224,7 +225,8 @@ async def test_rusage_is_there_after_the_exit(aioproc: Any) -> None:
     process.stdin.close()
     await process.wait()
     usage = process.rusage
-    assert 0.04 < usage.ru_utime + usage.ru_stime < 10
+    if not on_wine():  # which gives our own times for those of any process
+        assert 0.04 < usage.ru_utime + usage.ru_stime < 10
     assert WINDOWS or usage.ru_minflt > 0
     assert isinstance(usage.ru_nvcsw, int)
     assert isinstance(usage, aioproc.ResourceUsage)

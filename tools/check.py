@@ -262,6 +262,28 @@ def interpreters(given: list[str]) -> Check:
     return check
 
 
+#: CPythons for Windows that tools/wine.py knows.
+WINDOWS_PYTHONS = ((3, 11), (3, 13))
+
+
+def wine() -> str:
+    """The suite on CPython for Windows, each backend on another loop; and CPython's own
+    tests, if this Python, which has them, is of a version that is there."""
+    command = [sys.executable, "tools/wine.py"]
+    summaries = [
+        run_tests(*command, "--backend", backend, "--loop", loop, "--", "-q")
+        for backend, loop in (("native", "proactor"), ("pure", "selector"))
+    ]
+    if sys.version_info[:2] in WINDOWS_PYTHONS:
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        run(*command, "--python", version, "--cpython")
+    return "; ".join(summary.strip("= ") for summary in summaries)
+
+
+def wine_everywhere() -> str:
+    return run_tests(sys.executable, "tools/wine.py", "--", "-q")
+
+
 # -- the table
 
 
@@ -293,6 +315,10 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "sanitizers": sanitizers,
             "cpython-more": cpython_more,
         }
+    if everything or options.wine:
+        checks["wine"] = wine
+    if everything:
+        checks["wine-all"] = wine_everywhere
     if everything or options.python:
         checks["interpreters"] = interpreters(options.python)
     # Last, so that its summary is the end of the output.
@@ -312,6 +338,7 @@ def main() -> int:
     add("--list", action="store_true", help="name the checks")
     add("--only", nargs="+", metavar="CHECK", help="these alone")
     add("--readme", action="store_true", help="the suite by the README's command")
+    add("--wine", action="store_true", help="the suite on CPython for Windows, too")
     add("--python", action="append", default=[], help="for tools/interpreters.py; implies it")
     add("--repeat", type=int, metavar="N", help="run TESTS N times, and nothing else")
     add("tests", nargs="*", metavar="TESTS", help="for --repeat")

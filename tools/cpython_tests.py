@@ -46,9 +46,13 @@ class Exclusion(NamedTuple):
     when: Callable[[], bool] = lambda: True
 
 
+def on_posix() -> bool:
+    return sys.platform != "win32"
+
+
 def statuses_can_be_stolen() -> bool:
     """Before Linux 6.15 nobody can tell the status of a child that was reaped already."""
-    return not _backends.report()["features"].get("pidfd_get_info")
+    return on_posix() and not _backends.report()["features"].get("pidfd_get_info")
 
 
 EXCLUSIONS = [
@@ -61,12 +65,14 @@ EXCLUSIONS = [
         "about asyncio's child watchers, which aioproc does not use",
         since=(3, 11),
         until=(3, 13),
+        when=on_posix,
     ),
     Exclusion(
         "MultiLoopChildWatcherTests",
         "about one of asyncio's child watchers, which aioproc does not use",
         since=(3, 12),
         until=(3, 13),
+        when=on_posix,
     ),
     Exclusion(
         "SubprocessFastWatcherTests",

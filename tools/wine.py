@@ -1,6 +1,7 @@
 """Runs the suite on Windows' Python, on Linux: CPython for Windows under Wine.
 
     tools/wine.py [options] [-- PYTEST ARGUMENTS]
+    tools/wine.py [options] --cpython -- TOOLS/CPYTHON_TESTS.PY'S ARGUMENTS
     tools/wine.py [options] --python-program -- PYTHON ARGUMENTS
 
 As root, Wine and the mingw compiler come from Debian 13, in a folder made by debootstrap
@@ -323,6 +324,46 @@ def run_python(
     return code
 
 
+# -- CPython's own tests
+
+
+#: What of them is needed; the rest of the package is a hundred times as much.
+CPYTHON_TESTS = ("test/__init__.py", "test/support", "test/test_asyncio")
+
+FIND_TESTS = "import test.test_asyncio as t; print(*t.__path__)"
+
+
+def cpython_tests(version: str) -> Path:
+    """Where a Linux CPython of this version has its tests: Windows' comes without."""
+    name = f"python{version}"
+    pythons: list[str] = [sys.executable, name]
+    pythons += map(str, Path.home().glob(f".pyenv/versions/{version}*/bin/{name}"))
+    for python in pythons:
+        try:
+            found = subprocess.run([python, "-c", FIND_TESTS], capture_output=True, text=True)
+        except FileNotFoundError:
+            continue
+        if not found.returncode and f"python{version}" in found.stdout:
+            return Path(found.stdout.strip()).parent.parent
+    debian = Path(f"/usr/lib/{name}")
+    if (debian / "test" / "test_asyncio").exists():
+        return debian
+    raise Failure(f"no CPython {version} with its tests; Debian has lib{name}-testsuite")
+
+
+def copy_cpython_tests(version: str, place: Place) -> Path:
+    source, target = cpython_tests(version), place.folder / "cpython"
+    if target.exists():
+        shutil.rmtree(target)
+    for name in CPYTHON_TESTS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        else:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, target / name)
+    return target
+
+
 # -- the table
 
 
@@ -375,6 +416,7 @@ def parse() -> argparse.Namespace:
     add("--refresh", action="store_true", help="make what is cached anew")
     add("--timeout", type=float, default=900, help="seconds for the run (default %(default)s)")
     add("--setup", action="store_true", help="make what is cached, and end")
+    add("--cpython", action="store_true", help="CPython's own tests instead")
     add("--python-program", action="store_true", help="what follows -- goes to Python instead")
     words, rest = sys.argv[1:], []
     if "--" in words:
@@ -410,6 +452,10 @@ def work(options: argparse.Namespace) -> int:
             env["AIOPROC_BACKEND"] = options.backend
         if options.python_program:
             return run_python(wine, place, python, options.rest, env, options.timeout)
+        if options.cpython:
+            tests = windows_path(copy_cpython_tests(options.python, place))
+            words = ["tools/cpython_tests.py", "--tests-from", tests, *options.rest]
+            return run_python(wine, place, python, words, env, options.timeout)
         report = place.folder / "report.xml"
         report.unlink(missing_ok=True)
         words = ["-X", "faulthandler", "-m", "pytest", "-p", "no:cacheprovider"]
