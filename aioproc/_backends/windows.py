@@ -177,7 +177,6 @@ class _End:
         self._handle = -1
         self._callback = None
         port, self._port = self._port, None
-        # First: once the port has closed, it waits for nothing but what is under way.
         lib.ap_pipe_close(pipe)
         if port is not None:
             port.remove_end(self._key)
@@ -567,6 +566,11 @@ class _Port(Resident[NativeChild]):
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         port, self._port = self._port, None
         lib.ap_port_close(port)
+        for i in self._fetched:
+            # An interrupted loop has not come to it, and the port has forgotten it.
+            child = self.children.get(self._completions[i].token)
+            if child is not None:
+                child.note(self._completions[i])
         for end in list(self.ends.values()):
             end.forget()
         self.ends.clear()
