@@ -328,7 +328,14 @@ def run_python(
 
 
 #: What of them is needed; the rest of the package is a hundred times as much.
-CPYTHON_TESTS = ("test/__init__.py", "test/support", "test/test_asyncio")
+CPYTHON_TESTS = (
+    "test/__init__.py",
+    "test/support",
+    "test/test_asyncio",
+    # Certificates, from 3.13 on in a folder of their own.
+    "test/certdata",
+    "test/*.pem",
+)
 
 FIND_TESTS = "import test.test_asyncio as t; print(*t.__path__)"
 
@@ -355,12 +362,13 @@ def copy_cpython_tests(version: str, place: Place) -> Path:
     source, target = cpython_tests(version), place.folder / "cpython"
     if target.exists():
         shutil.rmtree(target)
-    for name in CPYTHON_TESTS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
+    (target / "test").mkdir(parents=True)
+    for path in (path for pattern in CPYTHON_TESTS for path in source.glob(pattern)):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            shutil.copytree(path, copy)
         else:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / name, target / name)
+            shutil.copy2(path, copy)
     return target
 
 
