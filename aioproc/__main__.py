@@ -20,6 +20,11 @@ import time
 import types
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec, install
 from ._install import ASYNCIO_LIMIT
 
@@ -83,12 +88,11 @@ def _print_stats(process: Process, seconds: float) -> None:
         peak = usage.ru_maxrss
         # A peak below our own cannot be told from it.
         below = "" if peak is not None else "below "
-        if peak is None:
-            import resource
-
+        if peak is None and resource is not None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         unit = 1 if platform.system() == "Darwin" else 1024
-        lines.append(f"peak memory {below}{peak * unit / 2**20:.1f} MiB")
+        if peak is not None:
+            lines.append(f"peak memory {below}{peak * unit / 2**20:.1f} MiB")
     print("\n".join(lines), file=sys.stderr)
 
 
