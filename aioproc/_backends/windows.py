@@ -665,19 +665,15 @@ class _Port(Resident[NativeChild]):
             self._fetched = range(lib.ap_port_next(self._port, self._completions, _BATCH))
             more = len(self._fetched) == _BATCH
         try:
-            while self._fetched and self.is_open:
+            while self._fetched:
                 i = self._fetched[0]
                 self._fetched = self._fetched[1:]
-                try:
-                    self._complete(self._completions[i])
-                except (SystemExit, KeyboardInterrupt):
-                    more = True
-                    raise
-                except BaseException:
-                    logger.exception("a child's completion could not be delivered")
+                self._complete(self._completions[i])
         finally:
             loop = self._loop()
-            if more and loop is not None and not loop.is_closed():
+            if (more or self._fetched) and loop is not None and not loop.is_closed():
+                # Ctrl-C, say, or an error in a callback. The others are told of in the
+                # next round, since the port tells of each only once.
                 loop.call_soon(self._drain)
         if not self.children:
             self.retire_when_idle()
