@@ -3,11 +3,12 @@
 AIOPROC_BUILD_EXTENSION decides:
   auto     (default) build it if possible; if not, warn and install pure Python
   require  fail if it cannot be built
-  no       leave it out; then cffi is needed neither now nor later
+  no       leave it out
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import sys
@@ -20,9 +21,11 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
-from backend import RUN_REQUIREMENTS, choice
 
-CHOICE = choice()
+CHOICES = ("auto", "require", "no")
+CHOICE = os.environ.get("AIOPROC_BUILD_EXTENSION") or "auto"
+if CHOICE not in CHOICES:
+    raise SystemExit(f"AIOPROC_BUILD_EXTENSION is {CHOICE!r}; it can be {', '.join(CHOICES)}")
 
 
 def why_not() -> str | None:
@@ -80,11 +83,10 @@ class BuildExtension(build_ext):
             wheel.root_is_pure = True  # py3-none-any, which is what it is now
 
 
-arguments: dict[str, Any] = {"install_requires": []}
+arguments: dict[str, Any] = {}
 if CHOICE != "no":
     reason = why_not()
     if reason is None:
-        arguments["install_requires"] = RUN_REQUIREMENTS
         arguments["cffi_modules"] = ["csrc/build_native.py:ffibuilder"]
         arguments["cmdclass"] = {"build_ext": BuildExtension}
         if has_stable_abi():

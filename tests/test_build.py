@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,8 @@ if WINDOWS:
 from conftest import FUSE
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import release_files  # noqa: E402
 
 PROGRAM = """
 import asyncio, sys, aioproc
@@ -37,6 +38,9 @@ PYPY = sys.implementation.name == "pypy"
 STABLE_ABI = not PYPY and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 pytest.importorskip("setuptools", minversion="77")  # older ones cannot read pyproject.toml
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="the sources are not here"
+)
 
 
 def listed() -> list[str]:
@@ -117,22 +121,13 @@ def test_the_extension_is_built(tree: Path, state: str | None) -> None:
         if STABLE_ABI:  # and every CPython finds it
             assert "-cp310-abi3-" in wheel.name
             assert binary == "aioproc/_native.abi3.so"
-        [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
-        assert re.search(
-            r"^Requires-Dist: cffi>=[\d.]+; platform", archive.read(metadata).decode(), re.M
-        )
     assert run_from(wheel) == ["native", "True"]
 
 
-def test_no_extension_and_no_cffi_when_told_so(tree: Path) -> None:
+def test_no_extension_when_told_so(tree: Path) -> None:
     done = setup(tree, "bdist_wheel", "no")
     assert done.returncode == 0, done.stderr
-    wheel = product(tree)
-    with zipfile.ZipFile(wheel) as archive:
-        [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
-        needs = re.findall(r"^Requires-Dist: (.*)$", archive.read(metadata).decode(), re.M)
-    assert [line for line in needs if "extra ==" not in line] == []
-    assert_pure(wheel)
+    assert_pure(product(tree))
 
 
 @pytest.mark.parametrize("state", [None, "auto"])
@@ -168,24 +163,108 @@ def test_other_states_are_refused(tree: Path) -> None:
     assert "AIOPROC_BUILD_EXTENSION is 'maybe'" in done.stderr
 
 
-@pytest.mark.parametrize(("state", "needs"), [("no", False), ("auto", True), ("require", True)])
-def test_cffi_is_fetched_only_for_the_extension(state: str, needs: bool) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import backend; print(backend.get_requires_for_build_wheel({}))"],
-        cwd=ROOT / "csrc", env={**os.environ, "AIOPROC_BUILD_EXTENSION": state},
-        capture_output=True, text=True, timeout=FUSE,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert ("cffi" in done.stdout) is needs
+def test_every_file_of_a_release_has_the_same_dependencies(tree: Path) -> None:
+    out = tree.parent / "out"
+    for command, state in (("bdist_wheel", "require"), ("bdist_wheel", "no"), ("sdist", "no")):
+        shutil.rmtree(tree / "build", ignore_errors=True)
+        done = setup(tree, command, state)
+        assert done.returncode == 0, done.stderr
+    files = sorted(out.iterdir())
+    assert len(files) == 3
+    release_files.check(files)
+    # What cannot be seen from one of them: cffi is asked for where there are wheels.
+    [cffi] = [
+        line
+        for line in release_files.metadata_of(files[0]).get_all("Requires-Dist", [])
+        if line.startswith("cffi") and "extra ==" not in line
+    ]
+    for name in release_files.PLATFORMS:
+        assert f'"{name.split()[1]}"' in cffi, cffi
+    assert "FreeBSD" not in cffi
+    assert 'platform_python_implementation == "CPython"' in cffi
 
 
-def test_the_sdist_has_what_git_has(tree: Path) -> None:
+def repacked(wheel: Path, name: str, *changes: tuple[str, str, str]) -> Path:
+    """A copy with other contents: (end of a file's name, old text, new text)."""
+    path = wheel.parent.parent / name
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(path, "w") as target:
+        for file in source.namelist():
+            data = source.read(file)
+            for end, old, new in changes:
+                if file.endswith(end):
+                    assert old.encode() in data
+                    data = data.replace(old.encode(), new.encode())
+            target.writestr(file, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tag", "changes", "why"),
+    [
+        ("py3-none-linux_x86_64", [], "WHEEL says"),
+        ("py3-none-any", [("WHEEL", "Purelib: true", "Purelib: false")], "Root-Is-Purelib"),
+        (
+            "cp310-abi3-win_amd64",
+            [
+                ("WHEEL", "Tag: py3-none-any", "Tag: cp310-abi3-win_amd64"),
+                ("WHEEL", "Purelib: true", "Purelib: false"),
+            ],
+            "binaries",
+        ),
+        ("py3-none-any", [("METADATA", "Requires-Dist: cffi", "Requires-Dist: more")], "not one"),
+        ("py3-none-any", [("METADATA", "Version: 0", "Version: 9")], "not one"),
+    ],
+)
+def test_files_that_must_not_be_released(
+    tree: Path, tag: str, changes: list[tuple[str, str, str]], why: str
+) -> None:
+    assert setup(tree, "bdist_wheel", "no").returncode == 0
+    wheel = product(tree)
+    release_files.check([wheel])
+    with pytest.raises(release_files.Wrong, match="no sdist"):
+        release_files.check([wheel], complete=True)
+    version = wheel.name.split("-")[1]
+    other = repacked(wheel, f"aioproc-{version}-{tag}.whl", *changes)
+    with pytest.raises(release_files.Wrong, match=why):
+        release_files.check([wheel, other])
+
+
+def test_the_sdist_has_what_git_has_and_no_more(tmp_path: Path) -> None:
     files = listed()
+    tree = tmp_path / "tree"
+    for name in files:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
     done = setup(tree, "sdist", "no")
     assert done.returncode == 0, done.stderr
     with tarfile.open(product(tree)) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert [name for name in files if name not in names] == []
+        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    # setuptools adds these.
+    generated = {name for name in names if name.startswith("aioproc.egg-info/")}
+    assert names - generated - {"PKG-INFO", "setup.cfg"} == set(files)
+
+
+def test_pip_without_a_compiler(tree: Path) -> None:
+    """From the sdist: a pure package, which says so."""
+    pytest.importorskip("pip")
+    pytest.importorskip("setuptools")
+    assert setup(tree, "sdist", "no").returncode == 0
+    site = tree.parent / "installed"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("AIOPROC_", "PYTHON"))}
+    pip = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
+    pip += ["--no-index", "--disable-pip-version-check", "--target", str(site), "-v"]
+    done = subprocess.run(
+        [*pip, str(product(tree))], env=environ | {"CC": "false"}, cwd=tree.parent,
+        capture_output=True, text=True, timeout=10 * FUSE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "installing without the extension" in done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "aioproc"], env=environ | {"PYTHONPATH": str(site)},
+        cwd=tree.parent, capture_output=True, text=True, timeout=FUSE,
+    )  # fmt: skip
+    assert ": pure backend" in done.stdout, done.stdout + done.stderr
+    assert "not native: the extension cannot be imported" in done.stdout
 
 
 def test_types_are_part_of_the_package(tree: Path) -> None:

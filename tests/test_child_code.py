@@ -1,89 +1,33 @@
 """The child's code runs in the parent's memory beside the running parent: it may call
 nothing and touch nothing that is not its own (csrc/posix/spawn_clone.c).
 
-So the built extension is disassembled: no way leads out of its functions, no instruction
-names an address of data or thread-local storage.
+So the built extension is disassembled (tools/child_code.py).
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import platform
-import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from programs import WINDOWS
+from tools.child_code import disassembler, violations
 
 if WINDOWS:
     pytest.skip("not on Windows: the child's code on clone", allow_module_level=True)
 
-PREFIX = "ap_child_"
-
-FUNCTION = re.compile(r"^[0-9a-f]+ <(?P<name>[^>]+)>:$")
-INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\s+(?P<mnemonic>\S+)(?:\s+(?P<operands>.*))?$")
-TARGET = re.compile(r"<(?P<name>[^>+]+)(?:\+0x[0-9a-f]+)?>")
-
-#: Per machine: what leads elsewhere, what leads to where nobody knows, what touches data
-#: or thread-local storage.
-BRANCHES, INDIRECT, OUTSIDE = {
-    "x86_64": (
-        re.compile(r"(j\w+|call\w*|loop\w*|xbegin)$"),
-        re.compile(r"\*"),
-        re.compile(r"%rip|%[fg]s\b"),
-    ),
-    "aarch64": (
-        re.compile(r"(b|bl|b\.\w+|cbn?z|tbn?z|blr\w*|br\w*)$"),
-        re.compile(r"^x\d+"),
-        re.compile(r"tpidr|<"),
-    ),
-}.get(platform.machine(), (None, None, None))
+MACHINE = platform.machine()
 
 needs_tools = pytest.mark.skipif(
-    BRANCHES is None or not shutil.which("objdump"), reason="no disassembler for this machine"
+    disassembler(MACHINE) is None, reason="no disassembler for this machine"
 )
-
-
-def violations(binary: str) -> tuple[set[str], list[str]]:
-    """The child's functions, and what is wrong with them."""
-    assert BRANCHES is not None
-    assert INDIRECT is not None
-    assert OUTSIDE is not None
-    listing = subprocess.run(
-        ["objdump", "--disassemble", "--no-show-raw-insn", binary],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LC_ALL": "C"},
-    ).stdout
-    found, wrong = set(), []
-    inside = ""
-    for line in listing.splitlines():
-        if header := FUNCTION.match(line):
-            inside = header["name"] if header["name"].startswith(PREFIX) else ""
-            if inside:
-                found.add(inside)
-            continue
-        instruction = INSTRUCTION.match(line) if inside else None
-        if instruction is None:
-            continue
-        mnemonic, operands = instruction["mnemonic"], instruction["operands"] or ""
-        # "bnd jmp", "notrack jmp"
-        if mnemonic in ("bnd", "notrack", "repz", "rep") and operands:
-            mnemonic, _, operands = operands.partition(" ")
-        if BRANCHES.match(mnemonic):
-            target = TARGET.search(operands)
-            if INDIRECT.search(operands) or target is None:
-                wrong.append(f"{inside}: to an unknown place: {line.strip()}")
-            elif not target["name"].startswith(PREFIX):
-                wrong.append(f"{inside}: out: {line.strip()}")
-        elif OUTSIDE.search(operands) or mnemonic in ("adr", "adrp"):
-            wrong.append(f"{inside}: data: {line.strip()}")
-    return found, wrong
 
 
 @needs_tools
@@ -91,7 +35,9 @@ def test_no_way_leads_out(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--no-native"):
         pytest.skip("waived")
     native = importlib.import_module("aioproc._native")
-    found, wrong = violations(native.__file__)
+    if not native.lib.ap_strategies() & native.lib.AP_CLONE:
+        pytest.skip("this platform has no such code")
+    found, wrong = violations(native.__file__, MACHINE)
     # Some are inlined, and which, is the compiler's choice; these two are pointed at.
     assert {"ap_child_main", "ap_child_probe"} <= found
     assert not wrong, "\n".join(wrong)
@@ -139,7 +85,7 @@ def compiled(source: str, directory: Path, *flags: str) -> str:
 
 @needs_tools
 def test_the_check_lets_good_code_pass(tmp_path: Path) -> None:
-    found, wrong = violations(compiled(GOOD, tmp_path))
+    found, wrong = violations(compiled(GOOD, tmp_path), MACHINE)
     assert "ap_child_main" in found
     assert not wrong
 
@@ -148,6 +94,6 @@ def test_the_check_lets_good_code_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", BAD)
 def test_the_check_can_fail(tmp_path: Path, what: str) -> None:
     flags = ["-fstack-protector-all"] if what == "a stack protector" else []
-    found, wrong = violations(compiled(BAD[what], tmp_path, *flags))
+    found, wrong = violations(compiled(BAD[what], tmp_path, *flags), MACHINE)
     assert "ap_child_main" in found
     assert wrong

@@ -63,6 +63,15 @@ print(report["not_used"])
 """
 
 
+def skip_without_clone(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--no-native"):
+        pytest.skip("waived")
+    from aioproc._backends import posix
+
+    if "clone" not in posix.STRATEGIES:
+        pytest.skip("built with tests/shim, which needs none of these calls")
+
+
 @pytest.mark.parametrize(
     ("calls", "choice", "reason"),
     [
@@ -95,8 +104,7 @@ print(report["not_used"])
 def test_the_choice(
     request: pytest.FixtureRequest, calls: dict[str, int], choice: str, reason: str
 ) -> None:
-    if request.config.getoption("--no-native"):
-        pytest.skip("waived")
+    skip_without_clone(request)
     chosen, not_used = Aside().run(CHOICE, json.dumps(calls)).splitlines()
     assert chosen == choice
     assert reason in not_used
@@ -114,8 +122,7 @@ except RuntimeError as error:
 
 
 def test_forced_native_fails_loudly(request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--no-native"):
-        pytest.skip("waived")
+    skip_without_clone(request)
     said = Aside().run(FORCED, AIOPROC_BACKEND="native")
     assert "AIOPROC_BACKEND=native" in said
     assert "pidfd_open: Operation not permitted" in said

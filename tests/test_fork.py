@@ -169,4 +169,11 @@ run(asyncio.wait_for(main(), 50))
 def test_forks_while_children_are_made(aside: Aside) -> None:
     if aside.subject in ("pure", "thread"):
         pytest.skip("the standard library's Popen has this fault")
+    if aside.subject == "portable":
+        from aioproc._backends import posix
+
+        if not {"addclosefrom_np", "cloexec_default"} & {
+            k for k, v in posix.features().items() if v
+        }:
+            pytest.skip("posix_spawn cannot close descriptors here, so Popen it is")
     aside.run(COMMON + WHILE_SPAWNING)

@@ -250,6 +250,48 @@ def sanitizers() -> str:
         return pytest(cwd=tree, env=testing)
 
 
+def kqueue() -> str:
+    """The files of macOS and the BSDs, against tests/shim."""
+    if sys.platform != "linux" or WITHOUT_EXTENSION:
+        raise Skipped("no extension")
+    building = {
+        "AIOPROC_PLATFORM": "linux-kqueue",
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": "-Werror -Wshadow -Wvla",
+    }
+    with copy_of_tree() as tree:
+        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        return pytest(cwd=tree, env={"AIOPROC_BACKEND": "native"})
+
+
+def sdist() -> str:
+    """Builds and passes its tests from the unpacked archive."""
+    building = {"AIOPROC_BUILD_EXTENSION": "no" if WITHOUT_EXTENSION else "require"}
+    with copy_of_tree() as tree:
+        run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", "../dist", cwd=tree)
+        [archive] = (tree.parent / "dist").iterdir()
+        shutil.unpack_archive(archive, tree.parent, filter="data")
+        unpacked = tree.parent / archive.name.removesuffix(".tar.gz")
+        setup = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        run(*setup, cwd=unpacked, env=building)
+        return pytest(cwd=unpacked)
+
+
+def emscripten() -> None:
+    """Where there are no processes."""
+    if shutil.which("npm") is None:
+        raise Skipped("no Node")
+    run(sys.executable, "tools/pyodide.py")
+
+
+def cross() -> None:
+    """All platform wheels, and the suite against those that run here."""
+    if sys.platform != "linux" or WITHOUT_EXTENSION:
+        raise Skipped("no extension")
+    run(sys.executable, "tools/cross.py")
+    run(sys.executable, "tools/interpreters.py", "--no-debian", "--wheel", "dist")
+
+
 def interpreters(given: list[str]) -> Check:
     """The suite on the other interpreters that can be had here."""
 
@@ -313,6 +355,10 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "strict": strict,
             "heavy": heavy,
             "sanitizers": sanitizers,
+            "kqueue": kqueue,
+            "sdist": sdist,
+            "emscripten": emscripten,
+            "cross": cross,
             "cpython-more": cpython_more,
         }
     if everything or options.wine:

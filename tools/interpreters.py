@@ -8,10 +8,13 @@ like, what Debian's testing archive has beyond these: newer CPythons and PyPy, i
 folder made by debootstrap that is entered by chroot, in a mount namespace of its own.
 
 Each interpreter has a virtual environment and a copy of the tree, in which the extension
-is built; the suite runs there with every backend and loop under ``-X dev -W error``. cffi,
-pytest and so on are wheels that this Python's pip fetches for the other (a fresh chroot has
-neither certificates nor pip's configuration); PyPy brings its own cffi. uvloop is waived
-only where there is none.
+is built; the suite runs there with every backend and loop under ``-X dev -W error``. With
+--wheel DIR the wheel that pip takes from that folder is installed instead, and the copy has
+the tests but no sources.
+
+cffi, pytest and so on are wheels that this Python's pip fetches for the other (a fresh
+chroot has neither certificates nor pip's configuration); PyPy brings its own cffi. uvloop
+is waived only where there is none.
 
 Everything lies in the cache folder, is made once, and is made anew with --refresh.
 """
@@ -267,6 +270,26 @@ def environment(world: World, refresh: bool) -> str | None:
     return why_not
 
 
+def install_wheel(world: World, folder: Path) -> str:
+    """The wheel for this interpreter out of a release; what takes the sources' place."""
+    for name in ("aioproc", "csrc"):
+        shutil.rmtree(world.tree / name)
+    (world.tree / "setup.py").unlink()
+    [site] = world.venv.glob("lib/*/site-packages")
+    for old in [*site.glob("aioproc"), *site.glob("aioproc-*")]:
+        shutil.rmtree(old)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip += ["--disable-pip-version-check", "--root-user-action", "ignore", "--target", site]
+    pip += [*pip_options(world.interpreter), "--no-index", "--find-links", folder, "aioproc"]
+    start = time.monotonic()
+    must(pip, world.log, "pip")
+    seconds = time.monotonic() - start
+    binaries = (site / "aioproc").glob("_native.*so")
+    installed = next((path.name for path in binaries), "none")
+    say(f"{world.interpreter.name}: the wheel installed in {seconds:.1f} s ({installed})")
+    return installed
+
+
 def subject_of(test: str) -> str:
     """Which of SUBJECTS a test's parameters name, or ""."""
     parameters = test.partition("[")[2].rstrip("]").split("-")
@@ -293,15 +316,19 @@ def test(interpreter: Interpreter, options: argparse.Namespace) -> Result:
     result.uvloop = no_uvloop or "yes"
     copy_tree(world.tree)
 
-    say(f"{name}: build")
-    if world.python("setup.py", "-q", "build_ext", "--inplace"):
-        raise Failure(f"the extension cannot be built, see {log}")
-    result.extension = next((world.tree / "aioproc").glob("_native.*so")).name
+    if options.wheel:
+        result.extension = install_wheel(world, options.wheel)
+    else:
+        say(f"{name}: build")
+        if world.python("setup.py", "-q", "build_ext", "--inplace"):
+            raise Failure(f"the extension cannot be built, see {log}")
+        result.extension = next((world.tree / "aioproc").glob("_native.*so")).name
 
     say(f"{name}: tests")
     arguments = ["-X", "dev", "-W", "error", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     arguments += ["-o", "faulthandler_exit_on_timeout=true"]
     arguments += ["--junitxml", "report.xml", *(["--no-uvloop"] if no_uvloop else [])]
+    arguments += ["--no-native"] if result.extension == "none" else []
     start = time.monotonic()
     code = world.python(*arguments, *options.pytest)
     result.seconds = time.monotonic() - start
@@ -354,6 +381,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="NAME", help="as --list names it")
     parser.add_argument("--list", action="store_true", help="list the interpreters and end")
     parser.add_argument("--python", action="append", default=[], metavar="PATH", help="one more")
+    parser.add_argument(
+        "--wheel", type=Path, metavar="DIR", help="test the installed wheel from this folder"
+    )
     parser.add_argument("--no-debian", action="store_true", help="only what is on this system")
     parser.add_argument("--suite", default="testing", help="of Debian (default %(default)s)")
     parser.add_argument("--mirror", help="of Debian (default: apt's own)")
@@ -367,6 +397,7 @@ def parse() -> argparse.Namespace:
         words, rest = words[:at], words[at + 1 :]
     options = parser.parse_args(words)
     options.cache = options.cache.resolve()
+    options.wheel = options.wheel and options.wheel.resolve()
     options.pytest = rest
     return options
 

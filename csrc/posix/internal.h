@@ -166,6 +166,7 @@ typedef struct {
   unsigned file_mode_mask;
   uint32_t gid, uid;
   int result_fd;
+  const char *open_files; /* the directory that lists them; no text in child code */
   uint64_t signal_mask; /* the caller's, to be restored before exec */
 } ap_plan;
 

@@ -67,8 +67,24 @@ int process_peek(ap_child *child, ap_completion *out) {
   return result;
 }
 
+/* Takes the news out of a kqueue; those that they are about get their look soon. */
+static void gather(ap_port *port) {
+  int64_t tokens[WATCHER_BATCH];
+  int count = watcher_wait(port, tokens, WATCHER_BATCH);
+  for (int i = 0; i < count; i++) {
+    ap_child *child = child_find(tokens[i]);
+    if (child)
+      look_later(port, child, SOON);
+    else if (tokens[i] == TIMER)
+      arm_timer(port, SOON);
+  }
+}
+
+/* The announcement has the status, also where another wait was first. */
 int process_taken(ap_child *child, int *status) {
-  if (!child->announced || child->status < 0) return -ESRCH;
+  if (!child->announced && child->watched) gather(child->port);
+  if (!child->announced) return child->watched ? 0 : -ESRCH;
+  if (child->status < 0) return -ESRCH;
   *status = child->status;
   return 1;
 }

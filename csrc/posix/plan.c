@@ -58,6 +58,7 @@ void *plan_new(size_t stack_size, const ap_request *request,
       .groups = own_groups,
       .group_count = request->group_count,
       .result_fd = -1,
+      .open_files = "/proc/self/fd",
   };
   plan->programs = (const char *const *)point_at(&room, &text,
                                                  request->program_count);

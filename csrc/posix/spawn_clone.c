@@ -219,10 +219,8 @@ typedef struct {
 /* Before Linux 5.9, or where seccomp refuses close_range: ask which are open. */
 CHILD_CODE static int ap_child_close_listed(const ap_plan *plan) {
   uint64_t buffer[128];
-  char path[] = {'/', 'p', 'r', 'o', 'c', '/', 's', 'e', 'l',
-                 'f', '/', 'f', 'd', '\0'};
-  long dir = CALL4(SYS_openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC,
-                   0);
+  long dir = CALL4(SYS_openat, AT_FDCWD, plan->open_files,
+                   O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   if (dir < 0) return 0;
   for (;;) {
     long size = CALL3(SYS_getdents64, dir, buffer, sizeof buffer);

@@ -50,7 +50,7 @@ enum { NAMED_ONLY = 0 };
 
 /* On macOS the flag and chdir came together, in 10.15. */
 static bool has_setsid(void) {
-  return POSIX_SPAWN_SETSID && (!NAMED_ONLY || found.chdir);
+  return POSIX_SPAWN_SETSID != 0 && (NAMED_ONLY == 0 || found.chdir);
 }
 
 int portable_features(void) {
@@ -58,7 +58,7 @@ int portable_features(void) {
   pthread_once(&looked_up, look_up);
   if (found.chdir) features |= AP_HAS_ADDCHDIR;
   if (found.closefrom) features |= AP_HAS_ADDCLOSEFROM;
-  if (NAMED_ONLY) features |= AP_HAS_CLOEXEC_DEFAULT;
+  if (NAMED_ONLY != 0) features |= AP_HAS_CLOEXEC_DEFAULT;
   if (has_setsid()) features |= AP_HAS_SETSID;
   return features;
 }
@@ -78,9 +78,10 @@ static bool expressible(const ap_request *request, const char *programs,
   if (request->has_cwd) {
     if (!found.chdir) return false;
     /* macOS: nothing says from where these are looked for. */
-    if (NAMED_ONLY && any_relative(programs, request->program_count)) return false;
+    if (NAMED_ONLY != 0 && any_relative(programs, request->program_count))
+      return false;
   }
-  if (NAMED_ONLY) return true;
+  if (NAMED_ONLY != 0) return true;
   if (request->flags & AP_CLOSE_FDS) {
     if (!found.closefrom) return false;
     return !request->pass_count || pass_fds[request->pass_count - 1] <= 2;
@@ -133,10 +134,10 @@ static int make_actions(posix_spawn_file_actions_t *actions,
   for (int i = 0; i < 3 && !error; i++)
     if (sources[i] >= 0)
       error = posix_spawn_file_actions_adddup2(actions, sources[i], i);
-  if (!error && NAMED_ONLY)
+  if (!error && NAMED_ONLY != 0)
     error = name_inherited(actions, request, sources, pass_fds);
   if (!error && cwd) error = found.chdir(actions, cwd);
-  if (!error && !NAMED_ONLY && request->flags & AP_CLOSE_FDS)
+  if (!error && NAMED_ONLY == 0 && request->flags & AP_CLOSE_FDS)
     error = found.closefrom(actions, 3);
   return error;
 }

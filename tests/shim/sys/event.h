@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
@@ -128,7 +129,7 @@ static int shim_has_ended(pid_t pid, siginfo_t *info) {
          info->si_pid != 0;
 }
 
-static int shim_open(const struct kevent *change) {
+static int shim_open_limited(const struct kevent *change) {
   siginfo_t info;
   if (change->filter == EVFILT_TIMER)
     return timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
@@ -137,6 +138,23 @@ static int shim_open(const struct kevent *change) {
     return -1;
   }
   return (int)syscall(SYS_pidfd_open, (pid_t)change->ident, 0);
+}
+
+/* A real kqueue needs no descriptors for what is registered: never EMFILE. */
+static int shim_open(const struct kevent *change) {
+  struct rlimit before, lifted;
+  getrlimit(RLIMIT_NOFILE, &before);
+  lifted = before;
+  lifted.rlim_cur = lifted.rlim_max;
+  int fd = shim_open_limited(change);
+  if (fd < 0 && errno == EMFILE) {
+    setrlimit(RLIMIT_NOFILE, &lifted);
+    fd = shim_open_limited(change);
+    int error = errno;
+    setrlimit(RLIMIT_NOFILE, &before);
+    errno = error;
+  }
+  return fd;
 }
 
 static void shim_set_timer(const shim_note *note) {

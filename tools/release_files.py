@@ -1,0 +1,137 @@
+"""Checks the files of a release: tools/release_files.py [--complete] DIRECTORY
+
+All of one version, all with one list of dependencies (lock files take it from any of
+them); every wheel with what its tags say, one for each platform whose dependencies name
+cffi. --complete: with the sdist and the pure wheel, and none of those missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email.message
+import email.parser
+import itertools
+import re
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+#: What [project.dependencies] means by its markers, as ends of wheels' platform tags.
+PLATFORMS = {
+    "manylinux x86_64": r"manylinux_2_\d+_x86_64",
+    "manylinux aarch64": r"manylinux_2_\d+_aarch64",
+    "musllinux x86_64": r"musllinux_1_\d+_x86_64",
+    "musllinux aarch64": r"musllinux_1_\d+_aarch64",
+    "macOS x86_64": r"macosx_\d+_\d+_x86_64",
+    "macOS arm64": r"macosx_\d+_\d+_arm64",
+    "Windows AMD64": r"win_amd64",
+    "Windows ARM64": r"win_arm64",
+}
+
+NAME = re.compile(
+    r"aioproc-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl"
+)
+
+
+class Wrong(Exception):
+    """A file that must not be released; the message says why."""
+
+
+def metadata_of(path: Path) -> email.message.Message:
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as archive:
+            [name] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+            text = archive.read(name).decode()
+    else:
+        with tarfile.open(path) as tar:
+            [name] = [n for n in tar.getnames() if re.fullmatch(r"[^/]+/PKG-INFO", n)]
+            member = tar.extractfile(name)
+            assert member is not None
+            text = member.read().decode()
+    return email.parser.Parser().parsestr(text)
+
+
+def tags_of(path: Path) -> set[str]:
+    """All of the wheel's tags, as its name has them in short."""
+    match = NAME.fullmatch(path.name)
+    if match is None:
+        raise Wrong(f"{path.name}: no name of a wheel")
+    parts = (match[group].split(".") for group in ("python", "abi", "platform"))
+    return {"-".join(tag) for tag in itertools.product(*parts)}
+
+
+def check_wheel(path: Path) -> None:
+    tags = tags_of(path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        [wheel] = [name for name in names if name.endswith(".dist-info/WHEEL")]
+        inner = email.parser.Parser().parsestr(archive.read(wheel).decode())
+    if set(inner.get_all("Tag", [])) != tags:
+        raise Wrong(f"{path.name}: its WHEEL says {inner.get_all('Tag')}")
+    binaries = [name for name in names if name.endswith((".so", ".pyd"))]
+    pure = tags == {"py3-none-any"}
+    if (inner["Root-Is-Purelib"] == "true") is not pure:
+        raise Wrong(f"{path.name}: Root-Is-Purelib is {inner['Root-Is-Purelib']}")
+    if pure:
+        expected = None
+    elif any("-abi3-" in tag for tag in tags):
+        windows = any("-win_" in tag for tag in tags)
+        expected = r"aioproc/_native\.pyd" if windows else r"aioproc/_native\.abi3\.so"
+    else:
+        expected = r"aioproc/_native\.[\w.-]+\.(so|pyd)"
+    if expected is None:
+        if binaries:
+            raise Wrong(f"{path.name}: a pure wheel with {binaries}")
+    elif len(binaries) != 1 or not re.fullmatch(expected, binaries[0]):
+        raise Wrong(f"{path.name}: its binaries are {binaries}")
+
+
+def check(paths: list[Path], complete: bool = False) -> None:
+    """Raises Wrong."""
+    versions, dependencies = {}, {}
+    for path in paths:
+        if path.suffix == ".whl":
+            check_wheel(path)
+        metadata = metadata_of(path)
+        versions[path] = metadata["Version"]
+        dependencies[path] = tuple(sorted(metadata.get_all("Requires-Dist", [])))
+    for what, found in (("version", versions), ("list of dependencies", dependencies)):
+        if len(set(found.values())) != 1:
+            said = "; ".join(f"{path.name}: {value}" for path, value in found.items())
+            raise Wrong(f"not one {what}: {said}")
+    if not complete:
+        return
+    names = [path.name for path in paths]
+    if not any(name.endswith(".tar.gz") for name in names):
+        raise Wrong("no sdist")
+    if not any(name.endswith("-py3-none-any.whl") for name in names):
+        raise Wrong("no pure wheel")
+    for platform, pattern in PLATFORMS.items():
+        if not any(re.search(rf"-cp310-abi3-(.*\.)?{pattern}(\..*)?\.whl$", n) for n in names):
+            raise Wrong(f"no wheel for {platform}")
+
+
+def main() -> int:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--complete", action="store_true", help="nothing may be missing")
+    parser.add_argument("directory", type=Path)
+    options = parser.parse_args()
+    paths = sorted(
+        path for path in options.directory.iterdir() if path.name.endswith((".whl", ".tar.gz"))
+    )
+    if not paths:
+        raise SystemExit(f"no files in {options.directory}")
+    try:
+        check(paths, options.complete)
+    except Wrong as wrong:
+        print(wrong, file=sys.stderr)
+        return 1
+    for path in paths:
+        print(f"{path.stat().st_size:>8}  {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
