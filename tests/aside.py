@@ -20,8 +20,12 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 
 WINDOWS = os.name == "nt"
+PROC = os.path.isdir("/proc/self/fd")
 if WINDOWS:
     from windows import children, is_alive, open_handles
+elif not PROC:
+    import bsd
+    from bsd import children, is_alive
 
 #: Seconds; a fuse.
 FUSE = 60
@@ -120,6 +124,8 @@ def open_fds() -> dict[int, str]:
     """On Windows: handles."""
     if WINDOWS:
         return open_handles()
+    if not PROC:
+        return bsd.open_fds()
     fds = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -129,7 +135,7 @@ def open_fds() -> dict[int, str]:
     return fds
 
 
-if not WINDOWS:
+if PROC:
 
     def children() -> set[int]:
         """Children of this process, zombies among them."""

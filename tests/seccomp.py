@@ -9,13 +9,17 @@ x86_64 and aarch64.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
 import struct
 import sys
 from collections.abc import Mapping
+
+try:
+    import ctypes
+except ImportError:  # without libffi: tools/musl.py
+    ctypes = None  # type: ignore[assignment]
 
 #: name -> number on x86_64 and aarch64. A name in brackets stands for an argument, below.
 NUMBERS = {
@@ -43,7 +47,7 @@ _ARGUMENTS = {
     "ioctl(PIDFD_GET_INFO)": (_ARGUMENT_1, _EQUAL, 0xC040FF0B),
 }
 
-SUPPORTED = sys.platform == "linux" and platform.machine() in _ARCHITECTURES
+SUPPORTED = sys.platform == "linux" and platform.machine() in _ARCHITECTURES and ctypes is not None
 
 
 def deny(calls: Mapping[str, int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aside import children, open_fds, settle
-from programs import CAT, KILLED, TRUE, posix_only
+from programs import CAT, KILLED, TRUE, posix_only, proc_only
 
 pytestmark = pytest.mark.asyncio
 
@@ -71,7 +71,7 @@ async def test_after_any_number_of_rounds(aioproc: Any) -> None:
     assert await before.left()
 
 
-@posix_only("/proc")
+@proc_only
 async def test_when_the_exec_is_over(aioproc: Any) -> None:
     """The news of the exec waits in the kernel, then in the loop, then in the task."""
     await warm(aioproc)

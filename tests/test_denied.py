@@ -16,7 +16,7 @@ import seccomp
 from aioproc._backends import pure
 from aside import Aside
 
-pytestmark = pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers for this machine")
+pytestmark = pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers, or no ctypes")
 
 CHOICE = """
 import json, seccomp

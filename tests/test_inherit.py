@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from programs import WINDOWS
+from programs import HAS_PROC
 
-if WINDOWS:
-    pytest.skip("not on Windows: attributes of threads, /proc", allow_module_level=True)
+if not HAS_PROC:
+    pytest.skip("Linux: attributes of threads, /proc", allow_module_level=True)
 
 from aside import Aside
 

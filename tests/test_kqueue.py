@@ -13,11 +13,33 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FUSE
+import aside
+import bsd
+from conftest import FUSE, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 
 pytest.importorskip("setuptools", minversion="77")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("ps"), reason="ps, and /proc")
+def test_the_leak_guards_of_macos_see_what_those_of_linux_see() -> None:
+    ours = set(os.pipe())
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    try:
+        assert ours <= bsd.open_fds().keys()
+        assert bsd.open_fds().keys() - ours == aside.open_fds().keys() - ours
+        assert process.pid in bsd.children()
+        assert bsd.children() == aside.children()
+        assert bsd.is_alive(process.pid)
+        process.kill()
+        assert settle(lambda: not bsd.is_alive(process.pid))
+        assert process.pid in bsd.children()
+    finally:
+        for fd in ours:
+            os.close(fd)
+        process.communicate()
+    assert process.pid not in bsd.children()
 
 
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")

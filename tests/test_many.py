@@ -14,7 +14,7 @@ import pytest
 
 from aside import children, open_fds, settle
 from conftest import run
-from programs import CAT, TRUE, WINDOWS, posix_only, python, sh
+from programs import CAT, TRUE, WINDOWS, proc_only, python, sh
 
 asynchronous = pytest.mark.asyncio
 
@@ -126,7 +126,7 @@ async def test_10000_in_a_row_under_load(aioproc: Any) -> None:
         load.wait()
 
 
-@posix_only("/proc")
+@proc_only
 def test_50_threads_at_once(aioproc: Any) -> None:
     """No child sees a pipe that is another's."""
     start = threading.Barrier(50)

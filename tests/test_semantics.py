@@ -27,6 +27,7 @@ from programs import (
     TRUE,
     WINDOWS,
     posix_only,
+    proc_only,
     python,
     sh,
     shell,
@@ -138,7 +139,7 @@ async def test_signal_after_the_exit(aioproc: Any) -> None:
             send()
 
 
-@posix_only("SIGPIPE")
+@proc_only
 @pytest.mark.asyncio
 async def test_sigpipe_in_the_child(api: Any) -> None:
     for restore in (True, False):

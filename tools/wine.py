@@ -275,6 +275,20 @@ def build(wine: Wine, place: Place, python: Path) -> bool:
     return True
 
 
+def install(place: Place, folder: Path, version: str) -> bool:
+    """The wheel out of a release, in the place of the sources."""
+    for name in ("aioproc", "csrc"):
+        shutil.rmtree(place.tree / name)
+    (place.tree / "setup.py").unlink()
+    log = place.folder / "build.log"
+    log.unlink(missing_ok=True)
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip += ["--disable-pip-version-check", "--target", place.tree, "--platform", "win_amd64"]
+    pip += ["--python-version", version, "--implementation", "cp", "--only-binary=:all:"]
+    must([*pip, "--no-index", "--find-links", folder, "aioproc"], log, "pip")
+    return (place.tree / "aioproc" / "_native.pyd").exists()
+
+
 def windows_path(path: Path) -> str:
     return "Z:" + str(path).replace("/", "\\")
 
@@ -419,6 +433,7 @@ def parse() -> argparse.Namespace:
         default=Path(caches) / "aioproc-wine",
         help="the folder for everything (default %(default)s)",
     )
+    add("--wheel", type=Path, metavar="DIR", help="test the wheel from this folder instead")
     add("--system", action="store_true", help="the system's own Wine")
     add("--mirror", help="of Debian (default: apt's own)")
     add("--refresh", action="store_true", help="make what is cached anew")
@@ -447,7 +462,10 @@ def work(options: argparse.Namespace) -> int:
         python = windows_python(cache, options.python)
     with free_place(cache) as place:
         place.prepare(wine)
-        has_extension = build(wine, place, python)
+        if options.wheel:
+            has_extension = install(place, options.wheel.resolve(), options.python)
+        else:
+            has_extension = build(wine, place, python)
         say(f"ready after {time.monotonic() - start:.1f} s")
         if options.setup:
             return 0
