@@ -95,10 +95,12 @@ class Wine:
     def command(self, words: list[str], place: Place | None = None) -> list[str | Path]:
         if self.root is None:
             return list(words)
-        mounts = {self.cache: str(self.cache)}
+        mounts: dict[Path, str] = {}
         if place is not None:
             # The wineserver's socket is there: a later command has to find it.
             mounts[place.temporary] = "/tmp"
+        # After that, since it may lie there.
+        mounts[self.cache] = str(self.cache)
         return enter(self.root, words, mounts)
 
     def environment(self, place: Place) -> dict[str, str]:
