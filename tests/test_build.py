@@ -260,7 +260,8 @@ def test_pip_without_a_compiler(tree: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "installing without the extension" in done.stdout + done.stderr
     done = subprocess.run(
-        [sys.executable, "-m", "aioproc"], env=environ | {"PYTHONPATH": str(site)},
+        # -S: or the finder of an editable install would lend it that one's extension.
+        [sys.executable, "-S", "-m", "aioproc"], env=environ | {"PYTHONPATH": str(site)},
         cwd=tree.parent, capture_output=True, text=True, timeout=FUSE,
     )  # fmt: skip
     assert ": pure backend" in done.stdout, done.stdout + done.stderr

@@ -198,6 +198,7 @@ def test_generators_are_shut_down_in_the_middle(aioproc: Any, new_loop: Factory)
 def test_several_loops_in_several_threads(request: pytest.FixtureRequest, aioproc: Any) -> None:
     kinds = list(loops(request.config).values())
     codes: list[int] = []
+    count = 10 if WINDOWS else 50
 
     async def one(i: int) -> int:
         process = await aioproc.create_subprocess_exec(
@@ -209,7 +210,7 @@ def test_several_loops_in_several_threads(request: pytest.FixtureRequest, aiopro
 
     async def main() -> list[int]:
         found = []
-        for start in range(0, 50, 10):
+        for start in range(0, count, 10):
             found += await asyncio.gather(*map(one, range(start, start + 10)))
         return found
 
@@ -221,7 +222,7 @@ def test_several_loops_in_several_threads(request: pytest.FixtureRequest, aiopro
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(codes) == sorted([*range(50)] * 4)
+    assert sorted(codes) == sorted([*range(count)] * 4)
 
 
 def test_a_thread_ends_while_its_child_lives(aioproc: Any, new_loop: Factory) -> None:

@@ -107,8 +107,11 @@ async def test_the_order_of_calls(api: Any) -> None:
     calls = protocol.calls
     assert calls[0] == ("connection_made",)
     assert calls[-1] == ("connection_lost", None)
-    # In between: the exit once, each pipe's end once and after its data.
-    assert sorted(calls[1:-1], key=str) == [
+    # In between: the exit once, each pipe's end once and after its data, which may come in
+    # pieces (cmd.exe's echo writes two).
+    pieces = [call for call in calls if call[0] == "pipe_data_received"]
+    assert len(calls) - len(pieces) == 6
+    assert sorted(set(calls[1:-1]), key=str) == [
         ("pipe_connection_lost", 0, None),
         ("pipe_connection_lost", 1, None),
         ("pipe_connection_lost", 2, None),

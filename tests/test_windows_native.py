@@ -1,4 +1,4 @@
-"""The native backend on Windows: handles, exit codes, errors, pipes to their last byte."""
+"""The native backend on Windows: handles, jobs, pipes to their last byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 import aioproc
 from aioproc import _backends
-from conftest import Loop, is_alive, make_backend, run, settle, subjects
+from conftest import Loop, is_alive, loops, make_backend, run, settle, subjects
 from programs import CAT, SLEEP, TRUE, WINDOWS, ends, python
 
 if not WINDOWS:
@@ -41,6 +41,12 @@ def native(request: pytest.FixtureRequest) -> Iterator[None]:
     previous = _backends.use(make_backend("native"))
     yield
     _backends.use(previous)
+
+
+@pytest.fixture
+def any_loop(request: pytest.FixtureRequest) -> Factory:
+    """For what takes long and has nothing to do with the kind of loop."""
+    return next(iter(loops(request.config).values()))
 
 
 # -- nothing is left
@@ -72,8 +78,8 @@ def check_handles(factory: Factory, count: int) -> None:
     assert threading.active_count() == threads
 
 
-def test_spawns_leave_no_handle(new_loop: Factory) -> None:
-    check_handles(new_loop, 100)
+def test_spawns_leave_no_handle(any_loop: Factory) -> None:
+    check_handles(any_loop, 100)
 
 
 @pytest.mark.heavy
@@ -500,12 +506,14 @@ def test_the_report() -> None:
     assert "native" not in report["not_used"] or os.environ.get("AIOPROC_BACKEND") == "pure"
 
 
-@pytest.mark.asyncio
-async def test_many_at_once() -> None:
+def test_many_at_once(any_loop: Factory) -> None:
     """More than there are threads that create, and than one batch tells of."""
 
     async def one(code: int) -> int:
         process = await aioproc.create_subprocess_exec(*ends(code))
         return await process.wait()  # type: ignore[no-any-return]
 
-    assert await asyncio.gather(*map(one, range(80))) == list(range(80))
+    async def main() -> None:
+        assert await asyncio.gather(*map(one, range(80))) == list(range(80))
+
+    run(any_loop, main())

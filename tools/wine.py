@@ -95,10 +95,12 @@ class Wine:
     def command(self, words: list[str], place: Place | None = None) -> list[str | Path]:
         if self.root is None:
             return list(words)
-        mounts = {self.cache: str(self.cache)}
+        mounts: dict[Path, str] = {}
         if place is not None:
             # The wineserver's socket is there: a later command has to find it.
             mounts[place.temporary] = "/tmp"
+        # After that, since it may lie there.
+        mounts[self.cache] = str(self.cache)
         return enter(self.root, words, mounts)
 
     def environment(self, place: Place) -> dict[str, str]:
@@ -342,7 +344,14 @@ def run_python(
 
 
 #: What of them is needed; the rest of the package is a hundred times as much.
-CPYTHON_TESTS = ("test/__init__.py", "test/support", "test/test_asyncio")
+CPYTHON_TESTS = (
+    "test/__init__.py",
+    "test/support",
+    "test/test_asyncio",
+    # Certificates, from 3.13 on in a folder of their own.
+    "test/certdata",
+    "test/*.pem",
+)
 
 FIND_TESTS = "import test.test_asyncio as t; print(*t.__path__)"
 
@@ -369,12 +378,13 @@ def copy_cpython_tests(version: str, place: Place) -> Path:
     source, target = cpython_tests(version), place.folder / "cpython"
     if target.exists():
         shutil.rmtree(target)
-    for name in CPYTHON_TESTS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
+    (target / "test").mkdir(parents=True)
+    for path in (path for pattern in CPYTHON_TESTS for path in source.glob(pattern)):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            shutil.copytree(path, copy)
         else:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / name, target / name)
+            shutil.copy2(path, copy)
     return target
 
 

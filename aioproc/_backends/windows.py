@@ -36,8 +36,9 @@ DEVNULL, PIPE = -3, -1
 _BATCH = 64
 _PENDING = -lib.AP_PENDING
 _FOREVER = 0xFFFFFFFF
-#: Milliseconds between two looks whether a loop has closed, while nothing else will tell.
-_LOOK = 10
+#: Milliseconds between two looks whether a loop has closed, where nothing else will tell:
+#: of one that has just shut its generators down, and of one that has gone on since.
+_OFTEN, _AT_TIMES = 10, 250
 
 #: What the system buffers of a pipe, in bytes.
 _BUFFERED = 64 * 1024
@@ -543,6 +544,7 @@ class _Port(Resident[NativeChild]):
         self._fetched = range(0)
         self._keys = itertools.count(1)
         self.ends: dict[int, _End] = {}
+        self._pause = _AT_TIMES
         super().__init__(loop)
         self._thread = threading.Thread(
             target=_wait,
@@ -598,6 +600,7 @@ class _Port(Resident[NativeChild]):
         # from now on whether it closes; and till it has proved to go on, it alone holds
         # whoever is to be told.
         self._guard = None
+        self._pause = _OFTEN
         shut_down(loop)
         lib.ap_port_wake(self._port)
         told = [(child, child.on_exit) for child in self.children.values()]
@@ -611,6 +614,7 @@ class _Port(Resident[NativeChild]):
         told: list[tuple[NativeChild, Callable[[], None] | None]],
         watched: list[tuple[_End, list[Callable[[], None] | None]]],
     ) -> None:
+        self._pause = _AT_TIMES
         for child, on_exit in told:
             if child.on_exit is None:  # or it has got one meanwhile
                 child.on_exit = on_exit
@@ -631,7 +635,7 @@ class _Port(Resident[NativeChild]):
         return self._patience()
 
     def _patience(self) -> int:
-        return _FOREVER if self._guard is not None else _LOOK
+        return _FOREVER if self._guard is not None else self._pause
 
     # -- pipes
 
@@ -665,19 +669,15 @@ class _Port(Resident[NativeChild]):
             self._fetched = range(lib.ap_port_next(self._port, self._completions, _BATCH))
             more = len(self._fetched) == _BATCH
         try:
-            while self._fetched and self.is_open:
+            while self._fetched:
                 i = self._fetched[0]
                 self._fetched = self._fetched[1:]
-                try:
-                    self._complete(self._completions[i])
-                except (SystemExit, KeyboardInterrupt):
-                    more = True
-                    raise
-                except BaseException:
-                    logger.exception("a child's completion could not be delivered")
+                self._complete(self._completions[i])
         finally:
             loop = self._loop()
-            if more and loop is not None and not loop.is_closed():
+            if (more or self._fetched) and loop is not None and not loop.is_closed():
+                # Ctrl-C, say, or an error in a callback. The others are told of in the
+                # next round, since the port tells of each only once.
                 loop.call_soon(self._drain)
         if not self.children:
             self.retire_when_idle()
