@@ -302,9 +302,14 @@ async def test_ctrl_break(api: Any) -> None:
     group = subprocess.CREATE_NEW_PROCESS_GROUP  # type: ignore[attr-defined]
     process = await api.create_subprocess_exec(*python(code), stdout=api.PIPE, creationflags=group)
     assert await process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
-    returncode = await process.wait()
-    del process  # a failure would keep it, and so its handle
+    try:
+        process.send_signal(signal.CTRL_BREAK_EVENT)  # type: ignore[attr-defined]
+        returncode = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        del process  # a failure would keep it, and so its handle
     assert returncode == 9
 
 
