@@ -11,6 +11,13 @@ _ntdll = ctypes.WinDLL("ntdll")  # type: ignore[attr-defined]
 
 WINE = hasattr(_ntdll, "wine_get_version")
 
+
+def wine_version() -> tuple[int, ...]:
+    get = _ntdll.wine_get_version
+    get.restype = ctypes.c_char_p
+    return tuple(map(int, get().decode().split(".")[:2]))
+
+
 _pointer = ctypes.c_size_t
 
 _kernel32.OpenProcess.argtypes = [wintypes.DWORD, wintypes.BOOL, wintypes.DWORD]
