@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 
 WINDOWS = os.name == "nt"
-PROC = os.path.isdir("/proc/self/fd")
+# Under Wine the drive is Linux' own root.
+PROC = not WINDOWS and os.path.isdir("/proc/self/fd")
 if WINDOWS:
     from windows import children, is_alive, open_handles
 elif not PROC:

@@ -24,7 +24,8 @@ def posix_only(why: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(WINDOWS, reason=f"not on Windows: {why}")
 
 
-HAS_PROC = os.path.isdir("/proc/self/fd")
+# Under Wine the drive is Linux' own root.
+HAS_PROC = os.name != "nt" and os.path.isdir("/proc/self/fd")
 proc_only = pytest.mark.skipif(not HAS_PROC, reason="no /proc as Linux has it")
 windows_only = pytest.mark.skipif(not WINDOWS, reason="about Windows")
 
