@@ -53,6 +53,23 @@ def on_uvloop() -> bool:
     return type(asyncio.get_running_loop()).__module__.startswith(("uvloop", "winloop"))
 
 
+async def output(api: Any, *args: Any, **options: Any) -> bytes:
+    """What a program writes that must succeed."""
+    return await _output_of(await api.create_subprocess_exec(*args, stdout=api.PIPE, **options))
+
+
+async def shell_output(api: Any, command: Any, **options: Any) -> bytes:
+    """The same of a shell's command."""
+    return await _output_of(await api.create_subprocess_shell(command, stdout=api.PIPE, **options))
+
+
+async def _output_of(process: Any) -> bytes:
+    stdout: bytes
+    stdout, _ = await process.communicate()
+    assert process.returncode == 0
+    return stdout
+
+
 async def script(code: str, *args: str, **options: Any) -> str:
     """Runs code in a process of its own, with the backend and the kind of loop of this
     test, for what would spoil this process: limits, filters, closed descriptors. It has

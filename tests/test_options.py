@@ -22,27 +22,13 @@ if not HAS_PROC:
 
 import seccomp
 from conftest import python
-from helpers import script
+from helpers import output, script, shell_output
 
 pytestmark = pytest.mark.asyncio
 
 is_root = os.geteuid() == 0
 #: In sh without a program in between: the descriptors a child has. 3 is the directory.
 LIST_FDS = "cd /proc/self/fd && echo *"
-
-
-async def output(api: Any, *args: Any, **options: Any) -> bytes:
-    process = await api.create_subprocess_exec(*args, stdout=api.PIPE, **options)
-    stdout, _ = await process.communicate()
-    assert process.returncode == 0
-    return stdout
-
-
-async def shell_output(api: Any, command: str, **options: Any) -> bytes:
-    process = await api.create_subprocess_shell(command, stdout=api.PIPE, **options)
-    stdout, _ = await process.communicate()
-    assert process.returncode == 0
-    return stdout
 
 
 # -- what to run

@@ -23,24 +23,11 @@ import msvcrt
 
 import windows
 from aioproc._backends import system
+from helpers import output, shell_output
 
 pytestmark = pytest.mark.asyncio
 
 ARGUMENTS = "import json; print(json.dumps(sys.argv[1:]))"
-
-
-async def output(api: Any, *args: Any, **options: Any) -> bytes:
-    process = await api.create_subprocess_exec(*args, stdout=api.PIPE, **options)
-    stdout, _ = await process.communicate()
-    assert process.returncode == 0
-    return stdout
-
-
-async def shell_output(api: Any, command: Any, **options: Any) -> bytes:
-    process = await api.create_subprocess_shell(command, stdout=api.PIPE, **options)
-    stdout, _ = await process.communicate()
-    assert process.returncode == 0
-    return stdout
 
 
 # -- what to run
