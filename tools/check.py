@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Seconds; a fuse against whatever hangs.
 FUSE = 1800
 
+#: git's name of a tree without files, which everything differs from.
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+
 WITHOUT_EXTENSION = os.environ.get("AIOPROC_BUILD_EXTENSION") == "no"
 WAIVED = ["--no-native"] if WITHOUT_EXTENSION else []
 
@@ -127,6 +130,9 @@ def build() -> None:
 def lint() -> None:
     run(sys.executable, "-m", "ruff", "check", ".")
     run(sys.executable, "-m", "ruff", "format", "--check", ".")
+    if (ROOT / ".git").exists():
+        # Markers of conflicts and stray blanks, in all that is not Python.
+        run("git", "diff", "--check", EMPTY_TREE, "--", ".", ":!*.svg")
 
 
 def types() -> None:
