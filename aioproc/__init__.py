@@ -27,6 +27,7 @@ from ._api import (
 )
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
 from ._install import install, installed, uninstall
+from ._job import Job
 from ._process import Process
 from ._streams import StreamReader, StreamWriter
 from ._transport import SubprocessTransport
@@ -38,6 +39,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "UNKNOWN_EXIT",
+    "Job",
     "Process",
     "ResourceUsage",
     "StreamReader",

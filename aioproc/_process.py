@@ -14,6 +14,21 @@ from ._transport import SubprocessTransport, WritePipeTransport, logger
 GRACE = 5.0
 
 
+async def to_the_end(ending: asyncio.Task[None]) -> None:
+    """Waits for a task that no cancellation of ours interrupts; then it counts."""
+    cancelled: asyncio.CancelledError | None = None
+    while not ending.done():
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError as error:
+            if ending.cancelled():
+                raise
+            cancelled = error
+    ending.result()
+    if cancelled is not None:
+        raise cancelled
+
+
 class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
     """Joins a SubprocessTransport to the streams of a Process.
 
@@ -298,18 +313,7 @@ class Process(asyncio.subprocess.Process):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        ending = self._loop.create_task(self._end())
-        cancelled: asyncio.CancelledError | None = None
-        while not ending.done():
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError as error:
-                if ending.cancelled():
-                    raise
-                cancelled = error
-        ending.result()
-        if cancelled is not None:
-            raise cancelled
+        await to_the_end(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:
         if self.stdin is not None:

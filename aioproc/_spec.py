@@ -342,6 +342,10 @@ class SpawnSpec:
                     stacklevel=4,
                 )
                 close_fds = True
+        if attributes and attributes.get("job_list"):
+            # Objects of ours are numbers too.
+            jobs = list(map(int, attributes["job_list"]))
+            startupinfo.lpAttributeList = {**startupinfo.lpAttributeList, "job_list": jobs}
         own_console = (
             _subprocess.CREATE_NEW_CONSOLE
             | _subprocess.DETACHED_PROCESS

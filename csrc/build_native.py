@@ -42,7 +42,7 @@ _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"
 #: (kernel32).
 _WINDOWS = Platform(
     "windows/aioproc_windows.h",
-    tuple(f"windows/{name}.c" for name in ("children", "pipe", "port", "spawn")),
+    tuple(f"windows/{name}.c" for name in ("children", "job", "pipe", "port", "spawn")),
     ("/std:c11", "/W3"),
     (),
 )

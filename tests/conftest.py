@@ -16,7 +16,7 @@ AIOPROC_BACKEND=native or pure limits the backends. A missing extension or uvloo
 error unless it is waived: ``--no-native``, ``--no-uvloop``. ``--loop NAME`` limits the loops.
 
 Every test is guarded: it must leave no file descriptor (on Windows: no handle of a file,
-pipe, process or completion port), child, zombie, thread or task.
+pipe, process, completion port or job), child, zombie, thread or task.
 """
 
 from __future__ import annotations
@@ -179,6 +179,22 @@ def aioproc(request: pytest.FixtureRequest) -> Iterator[Any]:
     previous = _backends.use(make_backend(request.param))
     yield aioproc_package
     _backends.use(previous)
+
+
+@pytest.fixture
+def native(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For what is the native backend's alone, on Windows."""
+    if "native" not in subjects(request.config):
+        pytest.skip("about Windows' native backend")
+    previous = _backends.use(make_backend("native"))
+    yield
+    _backends.use(previous)
+
+
+@pytest.fixture
+def any_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
+    """For what takes long and has nothing to do with the kind of loop."""
+    return next(iter(loops(request.config).values()))
 
 
 def _oracle() -> Any:

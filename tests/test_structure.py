@@ -17,6 +17,8 @@ from aside import Aside
 PACKAGE = Path(aioproc.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKENDS = [file for file in FILES if file.parent.name == "_backends"]
+#: The files of rooms that import the C layer.
+NATIVE = {"posix.py", "windows_native.py"}
 #: The one room that touches asyncio's own names.
 INSTALL = "_install.py"
 
@@ -78,20 +80,22 @@ def test_the_files_are_seen() -> None:
 @pytest.mark.parametrize("file", BACKENDS, ids=lambda file: file.name)
 def test_backends_do_not_import_upward(file: Path) -> None:
     upward = {name for name in own_imports(file) if not name.startswith("_backends")}
-    assert upward <= ({"_native"} if file.name in ("posix.py", "windows.py") else set())
+    assert upward <= ({"_native"} if file.name in NATIVE else set())
 
 
 def test_rooms_do_not_import_each_other() -> None:
+    """A room has parts, each with the room's name before its own."""
     rooms = {"posix", "pure", "windows"}
     for file in BACKENDS:
-        if file.stem in rooms:
-            others = {f"_backends/{room}" for room in rooms - {file.stem}}
-            assert not own_imports(file) & others, file.name
+        room = file.stem.partition("_")[0]
+        if room in rooms:
+            imported = {name.rpartition("/")[2].partition("_")[0] for name in own_imports(file)}
+            assert not imported & (rooms - {room}), file.name
 
 
 def test_native_is_imported_by_its_rooms_only() -> None:
     importers = {file.name for file in FILES if "_native" in own_imports(file)}
-    assert importers == {"posix.py", "windows.py"}
+    assert importers == NATIVE
 
 
 def test_layers() -> None:
@@ -103,6 +107,7 @@ def test_layers() -> None:
     assert own_imports(PACKAGE / "_streams.py") <= {"_transport"}
     below = {"_backends/base", "_streams", "_transport"}
     assert own_imports(PACKAGE / "_process.py") <= below
+    assert own_imports(PACKAGE / "_job.py") <= {".", "_process"}  # the package _backends
     assert not any(name.startswith("_backends/p") for name in own_imports(PACKAGE / "_api.py"))
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 
 import aioproc
 from aioproc import _backends
-from conftest import Loop, is_alive, loops, make_backend, run, settle, subjects
+from conftest import Loop, is_alive, make_backend, run, settle
 from programs import CAT, SLEEP, TRUE, WINDOWS, ends, python
 
 if not WINDOWS:
@@ -34,19 +34,7 @@ Factory = Callable[[], Loop]
 PIPE = aioproc.PIPE
 
 
-@pytest.fixture(autouse=True)
-def native(request: pytest.FixtureRequest) -> Iterator[None]:
-    if "native" not in subjects(request.config):
-        pytest.skip("not asked for")
-    previous = _backends.use(make_backend("native"))
-    yield
-    _backends.use(previous)
-
-
-@pytest.fixture
-def any_loop(request: pytest.FixtureRequest) -> Factory:
-    """For what takes long and has nothing to do with the kind of loop."""
-    return next(iter(loops(request.config).values()))
+pytestmark = pytest.mark.usefixtures("native")
 
 
 # -- nothing is left

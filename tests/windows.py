@@ -28,6 +28,7 @@ _kernel32.CreateToolhelp32Snapshot.argtypes = [wintypes.DWORD, wintypes.DWORD]
 _kernel32.CreateToolhelp32Snapshot.restype = wintypes.HANDLE
 _kernel32.CreateIoCompletionPort.argtypes = [_pointer, _pointer, _pointer, wintypes.DWORD]
 _kernel32.CreateIoCompletionPort.restype = wintypes.HANDLE
+_kernel32.CreateJobObjectW.restype = wintypes.HANDLE
 
 
 class _Handle(ctypes.Structure):
@@ -106,18 +107,21 @@ def _all_handles() -> dict[int, int]:
 
 
 def _interesting_types() -> dict[int, str]:
-    """Of processes, files (pipes among them) and completion ports. What the C library and
+    """Of processes, files (pipes among them), completion ports and jobs. What the C library and
     the system open for themselves is mostly of other kinds."""
     port = _kernel32.CreateIoCompletionPort(-1 & (2**64 - 1), 0, 0, 0)
     file = os.open(os.devnull, os.O_RDONLY)
     process = _kernel32.OpenProcess(0x1000, False, os.getpid())
+    job = _kernel32.CreateJobObjectW(None, None)
     import msvcrt
 
     types = _all_handles()
     handle: int = msvcrt.get_osfhandle(file)  # type: ignore[attr-defined]
     found = {types[process]: "process", types[handle]: "file", types[port]: "port"}
+    found[types[job]] = "job"
     os.close(file)
     _kernel32.CloseHandle(port)
+    _kernel32.CloseHandle(job)
     _kernel32.CloseHandle(process)
     return found
 

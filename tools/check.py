@@ -138,8 +138,7 @@ def lint() -> None:
 def types() -> None:
     run(sys.executable, "-m", "mypy")
     rooms = ROOT / "aioproc" / "_backends"
-    names = ("overlapped.py", "pure_windows.py", "windows.py")
-    windows = [rooms / name for name in names if (rooms / name).exists()]
+    windows = [rooms / "overlapped.py", *sorted(rooms.glob("*windows*.py"))]
     words = ["--platform", "win32", "--follow-imports", "silent"]
     run(sys.executable, "-m", "mypy", *words, *windows)
 

@@ -142,6 +142,26 @@ class Child(Protocol):
         """Kill it, close its pipes, reap it in the background, tell nothing."""
 
 
+class Job(Protocol):
+    """A job object of Windows. Its methods are for any thread, also after the loop
+    closed; but for close() they raise ValueError when it is closed."""
+
+    #: Called in the loop when the last process has ended, as far as the system says so:
+    #: a hint, which can be lost and come too late.
+    on_empty: Callable[[], None] | None
+
+    @property
+    def handle(self) -> int: ...
+    def active(self) -> int:
+        """How many processes it has."""
+
+    def terminate(self, exit_code: int, /) -> None:
+        """Ends all of them."""
+
+    def close(self) -> None:
+        """Harmless when closed already."""
+
+
 class Backend(Protocol):
     @property
     def name(self) -> str:
@@ -154,6 +174,16 @@ class Backend(Protocol):
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
         """Starts a child; to be called in the loop's thread. OSError when there is
         none; what failed later comes by Child.started."""
+
+    def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> Job:
+        """In the loop's thread. NotImplementedError where there are none."""
+
+
+class WithoutJobs:
+    """That part of a Backend where there are none."""
+
+    def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> Job:
+        raise NotImplementedError("job objects need Windows and the native backend")
 
 
 #: What a spawn was doing when it failed.

@@ -21,6 +21,7 @@ from .base import (
     UNKNOWN_EXIT,
     ReadEnd,
     ResourceUsage,
+    WithoutJobs,
     WriteEnd,
     generation,
     spawn_error,
@@ -327,7 +328,7 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class PosixBackend:
+class PosixBackend(WithoutJobs):
     """base.Backend by the C layer, with one of its strategies."""
 
     name = "native"

@@ -18,6 +18,7 @@ from .base import (
     UNKNOWN_EXIT,
     ReadEnd,
     ResourceUsage,
+    WithoutJobs,
     WriteEnd,
     generation,
     warn_unknown_exit,
@@ -536,7 +537,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class PureBackend:
+class PureBackend(WithoutJobs):
     """base.Backend with nothing but the standard library."""
 
     name = "pure"

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .base import ReadEnd, ResourceUsage, WriteEnd
+from .base import ReadEnd, ResourceUsage, WithoutJobs, WriteEnd
 from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio, open_stdio
 from .residents import Residents
 
@@ -226,7 +226,7 @@ def _popen(spec: SpawnSpec, theirs: list[int | None]) -> tuple[int, int]:
     return process.pid, process._handle.Detach()
 
 
-class PureBackend:
+class PureBackend(WithoutJobs):
     """base.Backend with nothing but the standard library."""
 
     name = "pure"

@@ -5,6 +5,7 @@ a thread a loop: ap_port_wait -> call_soon_threadsafe(_Port._drain) -> ap_port_n
     AP_STARTED, AP_FAILED -> NativeChild.started
     AP_EXITED -> NativeChild.returncode, rusage, on_exit()
     AP_READ, AP_WRITTEN -> the pipe's end, which calls whoever watches it
+    AP_JOB_EMPTY -> NativeJob.on_empty()
 """
 
 from __future__ import annotations
@@ -21,15 +22,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
 from .base import ReadEnd, ResourceUsage, WriteEnd, logger
 from .residents import REJOIN, Resident, Residents, shut_down
+from .windows_jobs import NativeJob
+from .windows_native import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
-
-ffi = _native.ffi
-lib = _native.lib
 
 DEVNULL, PIPE = -3, -1
 
@@ -46,19 +45,8 @@ _BUFFERED = 64 * 1024
 _SMALL, _MEDIUM, _LARGE = 8 * 1024, 64 * 1024, 256 * 1024
 
 STARTF_USESTDHANDLES = 0x100
+ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED = 5, 50
 ERROR_INVALID_PARAMETER = 87
-
-
-def windows_error(number: int) -> OSError:
-    """As Windows' own errors are raised, winerror and text included."""
-    code, text = ffi.getwinerror(number)
-    return OSError(0, text, None, code)
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        raise windows_error(-result)
-    return result
 
 
 def probe() -> str | None:
@@ -268,7 +256,7 @@ class PipeWriteEnd(_End):
         n: int = lib.ap_pipe_write(self._pipe, ffi.from_buffer(data), len(data))
         if n == _PENDING:
             raise _not_yet()
-        return _check(n)
+        return check(n)
 
     def _arm(self) -> None:
         if not lib.ap_pipe_writing(self._pipe):
@@ -357,7 +345,7 @@ class Stdio:
                         self.stderr = end
             elif source == DEVNULL:
                 handle = ffi.new("int64_t *")
-                _check(lib.ap_null_open(handle))
+                check(lib.ap_null_open(handle))
                 self._to_close.append(handle[0])
                 self.theirs[number] = handle[0]
             else:
@@ -378,6 +366,13 @@ def open_stdio(spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) ->
 # -- children
 
 
+#: Windows says the same of jobs as of programs ("Nested Jobs").
+_JOBS_NOTE = (
+    "; it may be that its job objects cannot be nested, in each other or in the one that "
+    "this process is in"
+)
+
+
 def _usage(completion: Any) -> ResourceUsage | None:
     if not completion.has_usage:
         return None
@@ -396,6 +391,7 @@ class NativeChild:
     __slots__ = (
         "__weakref__",
         "_error",
+        "_in_jobs",
         "_port",
         "_token",
         "on_exit",
@@ -413,6 +409,7 @@ class NativeChild:
         #: 0 once the C layer has forgotten it.
         self._token = token
         self._error: OSError | None = None
+        self._in_jobs = False
         #: 0 until `started`.
         self.pid = 0
         self.returncode: int | None = None
@@ -442,7 +439,7 @@ class NativeChild:
         result = function(token, *args) if token else -ERROR_INVALID_PARAMETER
         if result == -ERROR_INVALID_PARAMETER:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        _check(result)
+        check(result)
 
     def poll(self) -> int | None:
         token = self._token
@@ -488,10 +485,15 @@ class NativeChild:
         self._port = None
         self._token = 0
         if completion.kind == lib.AP_FAILED:
-            self._error = windows_error(-completion.result)
+            self._error = self._failure(-completion.result)
         else:
             self.rusage = _usage(completion)
             self.returncode = completion.exit_code
+
+    def _failure(self, number: int) -> OSError:
+        if self._in_jobs and number in (ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED):
+            return windows_error(number, _JOBS_NOTE)
+        return windows_error(number)
 
     def tell(self) -> None:
         """In the loop: what is known by now."""
@@ -531,19 +533,21 @@ def _wait(port: Any, resident: weakref.ref[_Port], milliseconds: int) -> None:
 
 
 class _Port(Resident[NativeChild]):
-    """The C port of one event loop; children by token, ends of pipes by key."""
+    """The C port of one event loop; children by token, ends of pipes by key, jobs by id."""
 
     _port: Any = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         handle = ffi.new("ap_port **")
-        _check(lib.ap_port_open(handle))
+        check(lib.ap_port_open(handle))
         self._port = handle[0]
         self._completions = ffi.new("ap_completion[]", _BATCH)
         #: The completions that have been fetched and not been dealt with.
         self._fetched = range(0)
         self._keys = itertools.count(1)
         self.ends: dict[int, _End] = {}
+        #: Who is told of them holds them, and often the loop, which must not hold them.
+        self.jobs: weakref.WeakValueDictionary[int, NativeJob] = weakref.WeakValueDictionary()
         self._pause = _AT_TIMES
         super().__init__(loop)
         self._thread = threading.Thread(
@@ -583,7 +587,7 @@ class _Port(Resident[NativeChild]):
 
     def _retire(self) -> None:
         super()._retire()
-        if self.is_open and not self.children:
+        if self.is_open and not self.children and not self.jobs:
             self.retire_when_idle()  # pipes have outlived the children
 
     def _loop_ends(self) -> None:
@@ -644,18 +648,36 @@ class _Port(Resident[NativeChild]):
         self.touch()
         key = next(self._keys)
         ours, theirs = ffi.new("ap_pipe **"), ffi.new("int64_t *")
-        _check(lib.ap_pipe_open(self._port, key, what, size, ours, theirs))
+        check(lib.ap_pipe_open(self._port, key, what, size, ours, theirs))
         return key, ours[0], theirs[0]
 
     def remove_end(self, key: int) -> None:
         # By the garbage collector in any thread.
         self.ends.pop(key, None)
 
+    # -- jobs
+
+    def open_job(self, flags: int) -> NativeJob:
+        self.touch()
+        job = NativeJob(self, check(lib.ap_job_open(self._port, flags)))
+        self.jobs[job._id] = job
+        return job
+
+    def remove_job(self, id: int) -> None:
+        """In any thread."""
+        self.jobs.pop(id, None)
+        loop = self._loop()
+        if self.is_open and loop is not None:
+            try:
+                loop.call_soon_threadsafe(self.retire_when_idle)
+            except RuntimeError:
+                pass  # closed: the port's thread looks for that
+
     # -- children
 
     def spawn(self, request: Any, strings: bytes, handles: list[int], jobs: list[int]) -> int:
         self.touch()
-        return _check(lib.ap_port_spawn(self._port, request, strings, handles, jobs))
+        return check(lib.ap_port_spawn(self._port, request, strings, handles, jobs))
 
     def remove_child(self, token: int) -> None:
         self.children.pop(token, None)
@@ -692,6 +714,11 @@ class _Port(Resident[NativeChild]):
                 end.read_done(completion.result)
             else:
                 end.write_done()
+            return
+        if kind == lib.AP_JOB_EMPTY:
+            job = self.jobs.get(completion.token)
+            if job is not None:
+                job.tell()
             return
         if kind == lib.AP_STARTED:
             child = self.children.get(completion.token)
@@ -732,6 +759,14 @@ class WindowsBackend:
         stdio.close_theirs()
         return child
 
+    def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> NativeJob:
+        port = _ports.of(loop)
+        try:
+            return port.open_job(lib.AP_KILL_ON_CLOSE if kill_on_close else 0)
+        except BaseException:
+            port.retire_when_idle()
+            raise
+
     def _spawn(
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
     ) -> NativeChild:
@@ -745,6 +780,7 @@ class WindowsBackend:
         request.job_count = len(jobs)
         token = port.spawn(request, strings, handles, jobs)
         child = NativeChild(port, token, loop, stdio)
+        child._in_jobs = bool(jobs)
         port.children[token] = child
         return child
 

@@ -1,5 +1,6 @@
 /* aioproc's C layer on Windows: a port starts children, moves what goes through
- * their pipes, and tells of their exits. A port is one I/O completion port.
+ * their pipes, and tells of their exits, and of whole trees of processes by jobs. A
+ * port is one I/O completion port.
  *
  * This file is read twice: by the C compiler, and, without the lines that begin
  * with '#', by cffi as its cdef (csrc/build_native.py). Keep it plain C.
@@ -22,7 +23,8 @@ enum {
   AP_FAILED = 2,  /* it did not; the token is gone */
   AP_EXITED = 3,  /* the child has ended, the token is gone */
   AP_READ = 4,    /* ap_pipe_read has a result */
-  AP_WRITTEN = 5  /* ap_pipe_write may be called again */
+  AP_WRITTEN = 5, /* ap_pipe_write may be called again */
+  AP_JOB_EMPTY = 6 /* a job has no process; or had none a moment ago */
 };
 
 /* What ap_port_wait returns. */
@@ -42,6 +44,9 @@ enum {
 
 /* ap_pipe_open: what we do with our end. */
 enum { AP_WE_READ = 1, AP_WE_WRITE = 2 };
+
+/* ap_job_open */
+enum { AP_KILL_ON_CLOSE = 1 };
 
 /* -AP_PENDING: not yet (ERROR_IO_PENDING). */
 enum { AP_PENDING = 997 };
@@ -70,7 +75,8 @@ typedef struct {
 } ap_request;
 
 typedef struct {
-  int64_t token;      /* of a pipe: the key that it was opened with */
+  int64_t token;      /* of a pipe: the key that it was opened with; of a
+                       * job: its id */
   int32_t kind;       /* AP_STARTED and so on */
   int32_t result;     /* AP_FAILED: -error. AP_READ: as ap_pipe_read returns it */
   uint32_t pid;       /* AP_STARTED */
@@ -96,11 +102,13 @@ int ap_port_wake(ap_port *port);
 /* Fills in up to n completions and returns how many. Does not block. */
 int ap_port_next(ap_port *port, ap_completion *completions, int n);
 
-/* How many children and pipes the port has, abandoned and closed ones too. */
+/* How many children and pipes the port has, abandoned and closed ones too, and how
+ * many open jobs. */
 int ap_port_live(ap_port *port);
 
 /* Closes a port: the next ap_port_wait cancels what is pending and frees it. Its
- * children are orphans from now on; its pipes can only be closed. */
+ * children are orphans from now on; its pipes can only be closed; its jobs are as they
+ * were, but that nothing is told of them any more. */
 int ap_port_close(ap_port *port);
 
 /* Starts a child, by a thread of ours. > 0: its token; completions will name it.
@@ -158,6 +166,32 @@ int64_t ap_pipe_handle(const ap_pipe *pipe);
 
 /* Frees the pipe. What was taken still goes out, as long as the port is open. */
 void ap_pipe_close(ap_pipe *pipe);
+
+/* Makes a job object, with no process in it and a handle that is not inheritable. > 0:
+ * its id, which no other job gets; completions will name it.
+ *
+ * AP_JOB_EMPTY is a hint: it comes when the last process has ended, unless Windows
+ * loses the message, and there may be another one by then. So ap_job_active is to be
+ * asked. A job that never had a process is not told of.
+ *
+ * AP_KILL_ON_CLOSE: the system ends its processes when the last handle is closed, be it
+ * because our process ends.
+ *
+ * The functions on a job are for any thread, also when the port is closed:
+ * -ERROR_INVALID_HANDLE after ap_job_close. */
+int64_t ap_job_open(ap_port *port, int flags);
+
+/* The handle, which stays ours. */
+int64_t ap_job_handle(int64_t id);
+
+/* How many processes it has, with those of jobs nested in it. */
+int64_t ap_job_active(int64_t id);
+
+/* TerminateJobObject: ends all its processes. */
+int ap_job_terminate(int64_t id, uint32_t exit_code);
+
+/* Closes the handle; with AP_KILL_ON_CLOSE the processes end with exit code 1. */
+int ap_job_close(int64_t id);
 
 /* NUL, for reading and writing; not inheritable. */
 int ap_null_open(int64_t *handle);

@@ -68,17 +68,20 @@ struct ap_pipe {
   ap_pipe *next_news;
 };
 
+typedef struct ap_job ap_job;
+
 struct ap_port {
   HANDLE iocp;
   bool closing;
   bool notified;    /* AP_NEWS was returned, ap_port_next has not been called */
-  int live;         /* children and pipes */
+  int live;         /* children, pipes and jobs */
   int pending;      /* operations */
   int unwatched;    /* children; the waiting thread's own */
   ap_child *children;
   ap_pipe *pipes;
   ap_child *child_news, **child_news_end;
   ap_pipe *pipe_news, **pipe_news_end;
+  ap_job *job_news;
 };
 
 /* One lock for all of it, held for microseconds, never across anything that
@@ -87,8 +90,19 @@ extern SRWLOCK ap_lock;
 static inline void lock(void) { AcquireSRWLockExclusive(&ap_lock); }
 static inline void unlock(void) { ReleaseSRWLockExclusive(&ap_lock); }
 
-/* What a packet is about, in its key. */
-enum { KEY_PIPE = 1, KEY_STARTED = 2, KEY_EXITED = 3, KEY_WAKE = 4 };
+/* What a packet is about, in the lower bits of its key; of a job's the id is in the
+ * others. */
+enum {
+  KEY_PIPE = 1,
+  KEY_STARTED = 2,
+  KEY_EXITED = 3,
+  KEY_WAKE = 4,
+  KEY_JOB = 5,
+  KEY_BITS = 3
+};
+static inline bool is_job_key(ULONG_PTR key) {
+  return (key & ((1 << KEY_BITS) - 1)) == KEY_JOB;
+}
 
 static inline HANDLE to_handle(int64_t number) {
   return (HANDLE)(intptr_t)number;
@@ -124,5 +138,13 @@ int pipe_next(ap_pipe *pipe, ap_completion *out);
 /* Cancels and detaches all pipes of a port, as far as their packets have come;
  * the rest by pipe_completed. With the lock held. */
 void pipes_detach(ap_port *port);
+
+/* job.c: with the lock held. */
+/* What a job's packet says. */
+void job_message(ap_port *port, ULONG_PTR key, DWORD message);
+/* Fills in the next of a port's news of jobs. */
+void job_next(ap_port *port, ap_completion *out);
+/* The port is about to go. */
+void jobs_detach(ap_port *port);
 
 #endif

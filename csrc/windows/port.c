@@ -1,5 +1,5 @@
 /* The port: an I/O completion port to which the ends of children, the threads that
- * create them and all operations on their pipes report. One thread sits in
+ * create them, jobs, and all operations on pipes report. One thread sits in
  * ap_port_wait; it deals with the packets and collects the news for the loop's
  * thread, which takes them by ap_port_next. */
 #include "internal.h"
@@ -58,7 +58,7 @@ void port_tell_pipe(ap_port *port, ap_pipe *pipe) {
 }
 
 static bool has_news(const ap_port *port) {
-  return port->child_news || port->pipe_news;
+  return port->child_news || port->pipe_news || port->job_news;
 }
 
 /* -- exits */
@@ -146,6 +146,12 @@ static void handle(ap_port *port, const OVERLAPPED_ENTRY *entry) {
     return;
   }
   if (key == KEY_WAKE) return;
+  if (is_job_key(key)) {
+    lock();
+    job_message(port, key, entry->dwNumberOfBytesTransferred);
+    unlock();
+    return;
+  }
   lock();
   ap_child *child = child_find(posted_token(entry));
   bool ours = child && child->port == port;
@@ -172,6 +178,7 @@ static void finish(ap_port *port) {
     child->in_news = false;
     if (child->abandoned && child->state != CHILD_CREATING) child_free(child);
   }
+  jobs_detach(port);
   pipes_detach(port);
   while (port->pending) {
     OVERLAPPED_ENTRY entries[BATCH];
@@ -271,6 +278,7 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n) {
     pipe->in_news = false;
     count += pipe_next(pipe, &completions[count]);
   }
+  while (count < n && port->job_news) job_next(port, &completions[count++]);
   port->notified = has_news(port);
   unlock();
   return count;

@@ -1,0 +1,209 @@
+"""Job: a tree of processes on Windows, ended and waited for as one."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from . import _backends
+from ._process import to_the_end
+
+#: Seconds after which wait() looks for itself. Windows does not promise to deliver what
+#: it tells of a job ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure").
+LOOK_AGAIN = 1.0
+
+#: As a module of any content: type checkers know it by the platform they run for.
+_subprocess: Any = subprocess
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _wake(waiters: set[asyncio.Future[None]]) -> None:
+    """From any thread."""
+    for waiter in list(waiters):
+        try:
+            waiter.get_loop().call_soon_threadsafe(_set, waiter)
+        except RuntimeError:
+            pass  # its loop has been closed
+
+
+class Job:
+    """A job object of Windows: children, all that they start, and what that starts.
+
+    ``Process.terminate()`` ends one process there, and what it has started goes on. A
+    child that is made with a job's :meth:`startupinfo` is in the job from its first
+    moment, and so is everything that comes of it::
+
+        async with aioproc.Job() as job:
+            process = await aioproc.create_subprocess_shell(
+                "build & test", startupinfo=job.startupinfo())
+            await asyncio.wait_for(process.wait(), timeout=60)
+
+    To be made while a loop runs. Its methods are for any thread, also after the loop was
+    closed, and wait() for any loop.
+
+    kill_on_close: whether the processes end with the job: when it is closed, or when our
+        own process ends, in whatever way (JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE). False:
+        closing it leaves them alone.
+
+    As a context manager, ``with`` closes the job. ``async with`` ends what is left, waits
+    until the job is empty and closes it, however the block is left, also with
+    kill_on_close=False; a second cancellation does not interrupt this. An exit may reach
+    a Process a moment later: await its wait().
+
+    NotImplementedError: no Windows, or not the native backend. RuntimeError: no loop runs.
+    OSError: there is no job to be had. Not in asyncio.
+
+    Source: "Job Objects" in Microsoft's documentation.
+    """
+
+    _job: Any = None
+
+    def __init__(self, *, kill_on_close: bool = True) -> None:
+        self._waiters: set[asyncio.Future[None]] = set()
+        loop = asyncio.get_running_loop()
+        self._job = _backends.current().open_job(loop, kill_on_close=bool(kill_on_close))
+        # Without a way back to this object: it shall go when nobody holds it.
+        self._job.on_empty = functools.partial(_wake, self._waiters)
+
+    def __repr__(self) -> str:
+        try:
+            state = f"handle={self.handle} active={self.active}"
+        except ValueError:
+            state = "closed"
+        return f"<{type(self).__name__} {state}>"
+
+    def __int__(self) -> int:
+        return self.handle
+
+    def __del__(self, _warn: Callable[..., Any] = warnings.warn) -> None:
+        if self._job is None:
+            return
+        try:
+            alive = self._job.active()
+        except (ValueError, OSError):
+            alive = 0  # closed
+        if alive:
+            _warn(f"unclosed job {self!r}", ResourceWarning, source=self)
+        self._job.close()
+
+    @property
+    def handle(self) -> int:
+        """The handle's number, for other calls of Windows; not inheritable, and not to be
+        closed by others. ValueError when the job is closed."""
+        handle: int = self._job.handle
+        return handle
+
+    @property
+    def active(self) -> int:
+        """How many processes are in the job now, also those that children have started.
+        ValueError when it is closed."""
+        active: int = self._job.active()
+        return active
+
+    def startupinfo(self, base: Any = None) -> Any:
+        """What create_subprocess_exec and its kin take as `startupinfo` for a child in this
+        job: a subprocess.STARTUPINFO, with the job in lpAttributeList["job_list"].
+
+        base: a STARTUPINFO to begin with, which stays as it is. With that of another job
+            the child is in both, this one nested in the other; where Windows cannot nest
+            them, creating the child raises OSError.
+
+        TypeError: base is something else. ValueError: the job is closed.
+        """
+        if base is None:
+            info = _subprocess.STARTUPINFO()
+        elif isinstance(base, _subprocess.STARTUPINFO):
+            info = base.copy()
+        else:
+            kind = type(base).__name__
+            raise TypeError(f"base must be a subprocess.STARTUPINFO, not {kind}")
+        int(self)  # not closed
+        attributes = dict(info.lpAttributeList or {})
+        attributes["job_list"] = [*(attributes.get("job_list") or ()), self]
+        info.lpAttributeList = attributes
+        return info
+
+    def terminate(self, exit_code: int = 1) -> None:
+        """Ends all processes of the job at once (TerminateJobObject). None: no error.
+
+        exit_code: their returncode, 0 to 0xFFFFFFFF.
+
+        TypeError, OverflowError: not such a number. ValueError: the job is closed.
+        """
+        if not isinstance(exit_code, int):
+            raise TypeError(f"exit_code must be an integer, not {type(exit_code).__name__}")
+        if not 0 <= exit_code <= 0xFFFFFFFF:
+            raise OverflowError(f"exit_code cannot be {exit_code}")
+        self._job.terminate(exit_code)
+
+    async def wait(self) -> None:
+        """Returns when there is no process in the job, at once if there is none now.
+
+        Any number of tasks may wait. Pipes play no part in it. ValueError when the job is
+        closed, before or meanwhile.
+        """
+        await self._until_empty(None)
+
+    async def _until_empty(self, each_time: Callable[[], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters.add(waiter)
+            timer = loop.call_later(LOOK_AGAIN, _set, waiter)
+            try:
+                if not self.active:
+                    return
+                if each_time is not None:
+                    each_time()
+                await waiter
+            finally:
+                timer.cancel()
+                self._waiters.discard(waiter)
+
+    def close(self) -> None:
+        """Closes the handle; with kill_on_close the processes end, with exit code 1. Whoever
+        waits gets a ValueError. Harmless when closed already."""
+        self._job.close()
+        _wake(self._waiters)
+
+    # -- the context managers
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Job:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await to_the_end(asyncio.get_running_loop().create_task(self._end()))
+
+    async def _end(self) -> None:
+        try:
+            # Again, if something has been started in it meanwhile.
+            await self._until_empty(self.terminate)
+        except ValueError:
+            pass  # closed by somebody else
+        finally:
+            self.close()

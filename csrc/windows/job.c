@@ -1,0 +1,211 @@
+/* Jobs: a child and all that it starts, ended and counted as one. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Whoever uses the handle without the lock counts among its uses, as does the table:
+ * so ap_job_close, from another thread, closes it only after that. */
+struct ap_job {
+  int64_t id;
+  HANDLE handle;
+  int flags;
+  int uses;
+  bool in_news;
+  ap_port *port; /* NULL: it has been closed */
+  ap_job *next;  /* in its bucket */
+  ap_job *next_news;
+};
+
+/* The table of all open jobs, by id. */
+enum { BUCKETS = 64 };
+static ap_job *buckets[BUCKETS];
+static uintptr_t last_id;
+
+/* The link to it, or the one at the end of its bucket. With the lock held. */
+static ap_job **find(int64_t id) {
+  ap_job **link = &buckets[(uint64_t)id % BUCKETS];
+  while (*link && (*link)->id != id) link = &(*link)->next;
+  return link;
+}
+
+static int64_t new_id(void) {
+  lock();
+  do
+    last_id = (last_id + 1) & (UINTPTR_MAX >> KEY_BITS);
+  while (!last_id || *find((int64_t)last_id));
+  int64_t id = (int64_t)last_id;
+  unlock();
+  return id;
+}
+
+static ap_job *use(int64_t id) {
+  lock();
+  ap_job *job = *find(id);
+  if (job) job->uses++;
+  unlock();
+  return job;
+}
+
+static void release(ap_job *job) {
+  lock();
+  bool unused = --job->uses == 0;
+  unlock();
+  if (!unused) return;
+  CloseHandle(job->handle);
+  free(job);
+}
+
+static int64_t active(HANDLE handle) {
+  JOBOBJECT_BASIC_ACCOUNTING_INFORMATION accounting;
+  if (!QueryInformationJobObject(handle, JobObjectBasicAccountingInformation,
+                                 &accounting, sizeof accounting, NULL))
+    return failure();
+  return accounting.ActiveProcesses;
+}
+
+/* iocp: NULL ends an association, from Windows 8 on
+ * ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure"). */
+static int associate(HANDLE handle, HANDLE iocp, int64_t id) {
+  JOBOBJECT_ASSOCIATE_COMPLETION_PORT association = {
+      .CompletionKey = (PVOID)(((ULONG_PTR)id << KEY_BITS) | KEY_JOB),
+      .CompletionPort = iocp,
+  };
+  return SetInformationJobObject(handle, JobObjectAssociateCompletionPortInformation,
+                                 &association, sizeof association)
+             ? 0
+             : failure();
+}
+
+static int kill_on_close(HANDLE handle) {
+  JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits;
+  memset(&limits, 0, sizeof limits);
+  limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+  return SetInformationJobObject(handle, JobObjectExtendedLimitInformation, &limits,
+                                 sizeof limits)
+             ? 0
+             : failure();
+}
+
+int64_t ap_job_open(ap_port *port, int flags) {
+  int error = 0;
+  int64_t id = new_id();
+  ap_job *job = calloc(1, sizeof *job);
+  if (!job) return -ERROR_NOT_ENOUGH_MEMORY;
+  job->id = id;
+  job->flags = flags;
+  job->uses = 1;
+  job->handle = CreateJobObjectW(NULL, NULL);
+  if (!job->handle) {
+    error = failure();
+    goto finish;
+  }
+  if (flags & AP_KILL_ON_CLOSE) error = kill_on_close(job->handle);
+  if (!error) error = associate(job->handle, port->iocp, id);
+  if (error) goto finish;
+  lock();
+  if (port->closing) {
+    error = -ERROR_OPERATION_ABORTED;
+  } else {
+    ap_job **bucket = &buckets[(uint64_t)id % BUCKETS];
+    job->next = *bucket;
+    *bucket = job;
+    job->port = port;
+    port->live++;
+    job = NULL;
+  }
+  unlock();
+
+finish:
+  if (job) {
+    if (job->handle) CloseHandle(job->handle);
+    free(job);
+  }
+  return error ? error : id;
+}
+
+int64_t ap_job_handle(int64_t id) {
+  lock();
+  ap_job *job = *find(id);
+  int64_t handle = job ? (int64_t)(intptr_t)job->handle : -ERROR_INVALID_HANDLE;
+  unlock();
+  return handle;
+}
+
+int64_t ap_job_active(int64_t id) {
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  int64_t result = active(job->handle);
+  release(job);
+  return result;
+}
+
+int ap_job_terminate(int64_t id, uint32_t exit_code) {
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  int result = TerminateJobObject(job->handle, exit_code) ? 0 : failure();
+  release(job);
+  return result;
+}
+
+/* With the lock held. */
+static void detach(ap_job *job) {
+  ap_port *port = job->port;
+  if (!port) return;
+  if (job->in_news) {
+    ap_job **link = &port->job_news;
+    while (*link != job) link = &(*link)->next_news;
+    *link = job->next_news;
+    job->in_news = false;
+  }
+  job->port = NULL;
+  port->live--;
+}
+
+int ap_job_close(int64_t id) {
+  lock();
+  ap_job **link = find(id);
+  ap_job *job = *link;
+  if (job) {
+    *link = job->next;
+    detach(job);
+  }
+  unlock();
+  if (!job) return -ERROR_INVALID_HANDLE;
+  /* By the system they would end with 0, as if all were well. */
+  if (job->flags & AP_KILL_ON_CLOSE) TerminateJobObject(job->handle, 1);
+  /* There may be other handles of it. */
+  associate(job->handle, NULL, id);
+  release(job);
+  return 0;
+}
+
+/* -- the port */
+
+void job_message(ap_port *port, ULONG_PTR key, DWORD message) {
+  if (message != JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO) return;
+  /* It may have been closed since. */
+  ap_job *job = *find((int64_t)(key >> KEY_BITS));
+  if (!job || job->port != port || job->in_news || active(job->handle)) return;
+  job->in_news = true;
+  job->next_news = port->job_news;
+  port->job_news = job;
+}
+
+void job_next(ap_port *port, ap_completion *out) {
+  ap_job *job = port->job_news;
+  port->job_news = job->next_news;
+  job->in_news = false;
+  memset(out, 0, sizeof *out);
+  out->token = job->id;
+  out->kind = AP_JOB_EMPTY;
+}
+
+void jobs_detach(ap_port *port) {
+  for (int i = 0; i < BUCKETS; i++)
+    for (ap_job *job = buckets[i]; job; job = job->next)
+      if (job->port == port) {
+        detach(job);
+        associate(job->handle, NULL, job->id);
+      }
+}
