@@ -42,6 +42,14 @@ async def spawn(job: Job, *args: str, **options: Any) -> Any:
     )
 
 
+async def end(process: Any) -> int:
+    """How it ended. A grandchild may have had its stdout for a moment longer."""
+    returncode: int = await process.wait()
+    if process.stdout is not None:
+        assert await process.stdout.read() == b""
+    return returncode
+
+
 async def tree(job: Job) -> tuple[Any, int]:
     """A child, and the number of a grandchild that runs."""
     process = await spawn(job, *TREE, stdout=PIPE)
@@ -63,7 +71,7 @@ async def test_terminate_ends_a_tree(code: int) -> None:
         job.terminate(code)
         await job.wait()
         assert job.active == 0
-        assert await process.wait() == code
+        assert await end(process) == code
         assert settle(lambda: not is_alive(grandchild))
 
 
@@ -84,7 +92,7 @@ async def test_close_ends_what_is_left() -> None:
     job = Job()
     process, grandchild = await tree(job)
     job.close()
-    assert await process.wait() == 1
+    assert await end(process) == 1
     assert settle(lambda: not is_alive(grandchild))
 
 
@@ -99,7 +107,7 @@ async def test_close_leaves_alone_what_is_left() -> None:
     assert is_alive(grandchild)
     # Which ends it: it waits for that.
     os.kill(grandchild, 5)
-    assert await process.wait() == 0
+    assert await end(process) == 0
 
 
 @native
@@ -109,7 +117,7 @@ async def test_async_with(kill_on_close: bool) -> None:
     async with Job(kill_on_close=kill_on_close) as job:
         process, grandchild = await tree(job)
     assert repr(job) == "<Job closed>"
-    assert await process.wait() == 1
+    assert await end(process) == 1
     assert settle(lambda: not is_alive(grandchild))
     async with Job():
         pass
@@ -119,7 +127,7 @@ async def test_async_with(kill_on_close: bool) -> None:
         async with Job() as job:
             process = await spawn(job, *SLEEP)
             1 / 0  # noqa: B018
-    assert await process.wait() == 1
+    assert await end(process) == 1
 
 
 @native
@@ -145,30 +153,28 @@ async def test_async_with_cancelled() -> None:
     job, process, grandchild = found
     with pytest.raises(ValueError, match="closed"):
         job.active  # noqa: B018
-    assert await process.wait() == 1
+    assert await end(process) == 1
     assert settle(lambda: not is_alive(grandchild))
 
 
 @native
 @pytest.mark.asyncio
-async def test_async_with_ends_what_comes_late() -> None:
-    """A child that is started while the block is being left."""
-    done = []
+async def test_async_with_ends_what_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has got into the job while the block is being left."""
+    monkeypatch.setattr(_job, "LOOK_AGAIN", 0.01)
+    late: list[subprocess.Popen[bytes]] = []
 
     class Late(Job):
         def terminate(self, exit_code: int = 1) -> None:
             super().terminate(exit_code)
-            if not done:
-                done.append(asyncio.create_task(spawn(self, *SLEEP)))
+            if not late:
+                late.append(subprocess.Popen(SLEEP))
+                windows.assign(late[0]._handle, self.handle)  # type: ignore[attr-defined]
 
     async with Late(kill_on_close=False) as job:
-        await tree(job)
-        left = job.active
-    assert left == 2
-    process = await done[0]
-    # Started before the job was closed, or after it was empty.
-    process.kill()
-    assert await process.wait() == 1
+        process = await spawn(job, *SLEEP)
+    assert late[0].wait() == 1
+    assert await end(process) == 1
 
 
 # -- waited for
@@ -189,6 +195,7 @@ async def test_wait_is_for_grandchildren() -> None:
         process.stdin.close()
         await waiter
         assert job.active == 0
+        assert await process.stdout.read() == b""
 
 
 @native
@@ -207,7 +214,7 @@ async def test_wait_is_for_children() -> None:
         assert not waiter.done()
         process.stdin.write(b"x")
         await waiter
-        assert await process.wait() == 3
+        assert await end(process) == 3
 
 
 @native
@@ -228,7 +235,7 @@ async def test_several_children_and_waiters(monkeypatch: pytest.MonkeyPatch) -> 
         for code in range(3):
             process = await spawn(job, *ends(code))
             await job.wait()
-            assert await process.wait() == code
+            assert await end(process) == code
 
 
 @native
@@ -299,7 +306,7 @@ async def test_closed_while_somebody_waits(in_thread: bool) -> None:
     for waiter in waiters:
         with pytest.raises(ValueError, match="the job is closed"):
             await waiter
-    assert await process.wait() == 1
+    assert await end(process) == 1
 
 
 @native
@@ -342,7 +349,7 @@ async def test_bad_input() -> None:
             job.startupinfo(object())
         assert job.active == 1
         process.stdin.close()
-        assert await process.wait() == 0
+        assert await end(process) == 0
     with pytest.raises(TypeError):
         Job(True)  # type: ignore[misc]
     info = subprocess.STARTUPINFO(lpAttributeList={"job_list": [None]})  # type: ignore[attr-defined]
@@ -402,7 +409,7 @@ async def test_a_job_is_dropped() -> None:
     handle = job.handle
     with pytest.warns(ResourceWarning, match="unclosed job"):
         del job
-    assert await process.wait() == 1
+    assert await end(process) == 1
     assert handle not in windows.open_handles()
     Job()  # without a process there is nothing to warn of
 
@@ -419,7 +426,7 @@ def test_a_job_outlives_the_shutdown_of_generators(new_loop: Factory) -> None:
             await asyncio.sleep(0)
             process.stdin.close()
             await waiter
-            assert await process.wait() == 0
+            assert await end(process) == 0
 
     run(new_loop, main())
 
@@ -496,17 +503,17 @@ def test_many_threads(any_loop: Factory) -> None:
                 except ValueError:
                     pass
 
-            def end(job: Job = job, go: threading.Event = go) -> None:
+            def close(job: Job = job, go: threading.Event = go) -> None:
                 go.wait()
                 job.close()
 
-            threads = [threading.Thread(target=target) for target in (use, use, end, end)]
+            threads = [threading.Thread(target=target) for target in (use, use, close, close)]
             for thread in threads:
                 thread.start()
             go.set()
             for thread in threads:
                 thread.join()
-            assert await process.wait() in (0, 1)
+            assert await end(process) in (0, 1)
 
     run(any_loop, main())
 
@@ -545,7 +552,7 @@ async def test_what_cannot_be_nested() -> None:
         assert caught.value.winerror in (5, 50)  # type: ignore[attr-defined]
         assert (one.active, other.active) == (1, 1)
     for process in kept:
-        assert await process.wait() == 1
+        assert await end(process) == 1
 
 
 IN_A_JOB = """
@@ -580,7 +587,7 @@ async def test_we_are_in_a_job_ourselves() -> None:
         assert job.active == 2
         job.terminate(4)
         await job.wait()
-        assert await process.wait() == 4
+        assert await end(process) == 4
 
 
 # -- how a child gets into it

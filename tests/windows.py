@@ -152,6 +152,12 @@ def children() -> set[int]:
     return {pid for pid in found if is_alive(pid)}
 
 
+def assign(process: int, job: int) -> None:
+    """Puts a process into a job."""
+    handles = wintypes.HANDLE(job), wintypes.HANDLE(process)
+    assert _kernel32.AssignProcessToJobObject(*handles), ctypes.get_last_error()  # type: ignore[attr-defined]
+
+
 def is_alive(pid: int) -> bool:
     handle = _kernel32.OpenProcess(0x100000, False, pid)  # SYNCHRONIZE
     if not handle:
