@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import subprocess
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -12,13 +11,11 @@ from typing import Any
 
 from . import _backends
 from ._process import to_the_end
+from ._spec import own_startupinfo
 
 #: Seconds after which wait() looks for itself. Windows does not promise to deliver what
 #: it tells of a job ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure").
 LOOK_AGAIN = 1.0
-
-#: As a module of any content: type checkers know it by the platform they run for.
-_subprocess: Any = subprocess
 
 
 def _set(waiter: asyncio.Future[None]) -> None:
@@ -119,13 +116,7 @@ class Job:
 
         TypeError: base is something else. ValueError: the job is closed.
         """
-        if base is None:
-            info = _subprocess.STARTUPINFO()
-        elif isinstance(base, _subprocess.STARTUPINFO):
-            info = base.copy()
-        else:
-            kind = type(base).__name__
-            raise TypeError(f"base must be a subprocess.STARTUPINFO, not {kind}")
+        info = own_startupinfo("base", base)
         int(self)  # not closed
         attributes = dict(info.lpAttributeList or {})
         attributes["job_list"] = [*(attributes.get("job_list") or ()), self]

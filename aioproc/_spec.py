@@ -141,6 +141,16 @@ def windows_environment(variables: Mapping[Any, Any]) -> dict[str, str]:
 _subprocess: Any = subprocess
 
 
+def own_startupinfo(name: str, given: Any) -> Any:
+    """A copy of it, to be changed; a new one for None. (Windows)"""
+    if given is None:
+        return _subprocess.STARTUPINFO()
+    if isinstance(given, _subprocess.STARTUPINFO):
+        return given.copy()
+    kind = type(given).__name__
+    raise TypeError(f"{name} must be a subprocess.STARTUPINFO, not {kind}")
+
+
 class SpawnSpec:
     """Plain data, judged; not to be changed once built."""
 
@@ -321,13 +331,7 @@ class SpawnSpec:
             raise TypeError("creationflags must be an integer")
         if not 0 <= creationflags < 2**32:
             raise OverflowError(f"creationflags cannot be {creationflags}")
-        if startupinfo is None:
-            startupinfo = _subprocess.STARTUPINFO()
-        elif isinstance(startupinfo, _subprocess.STARTUPINFO):
-            startupinfo = startupinfo.copy()
-        else:
-            kind = type(startupinfo).__name__
-            raise TypeError(f"startupinfo must be a subprocess.STARTUPINFO, not {kind}")
+        startupinfo = own_startupinfo("startupinfo", startupinfo)
         if shell:
             startupinfo.dwFlags |= _subprocess.STARTF_USESHOWWINDOW
             startupinfo.wShowWindow = _subprocess.SW_HIDE
