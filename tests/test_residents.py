@@ -29,7 +29,7 @@ async def test_a_spawn_that_failed_keeps_nothing_open(
     monkeypatch.setattr(residents, "LINGER", 0.0)
     before = open_fds()
     with monkeypatch.context() as patch:
-        patch.setattr(room, "open_stdio", no_more_descriptors)
+        patch.setattr(room.Stdio, "open", no_more_descriptors)
         with pytest.raises(OSError, match="Too many open files"):
             await aioproc.create_subprocess_exec(*TRUE)
     end = time.monotonic() + FUSE

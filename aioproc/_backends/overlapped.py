@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import residents
 from .residents import Resident
+from .stdio import BaseStdio
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -488,29 +489,13 @@ def make_pipe(size: int, ours_reads: bool) -> tuple[int, int]:
     return ours, theirs
 
 
-class Stdio:
-    """The three standard streams of a child to be: opened, ours and theirs."""
+class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
+    __slots__ = ("theirs",)
 
-    __slots__ = ("_to_close", "stderr", "stdin", "stdout", "theirs")
-
-    def __init__(self) -> None:
+    def __init__(self, resident: Resident[Any]) -> None:
+        super().__init__(resident)
         #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
         self.theirs: list[int | None] = [None, None, None]
-        self.stdin: PipeWriteEnd | None = None
-        self.stdout: PipeReadEnd | None = None
-        self.stderr: PipeReadEnd | None = None
-        self._to_close: list[int] = []
-
-    def close_theirs(self) -> None:
-        for fd in self._to_close:
-            os.close(fd)
-        self._to_close.clear()
-
-    def close(self) -> None:
-        self.close_theirs()
-        for end in (self.stdin, self.stdout, self.stderr):
-            if end is not None:
-                end.abort()
 
     def _pipe(self, number: int, size: int, port: Port) -> None:
         ours, theirs = make_pipe(size, ours_reads=number > 0)
@@ -539,14 +524,3 @@ class Stdio:
                 self._pipe(number, spec.pipesize if spec.pipesize > 0 else PIPE_SIZE, port)
             else:
                 self.theirs[number] = source
-
-
-def open_stdio(spec: SpawnSpec, port: Port) -> Stdio:
-    """Opens what the spec asks for; on an error nothing stays open."""
-    stdio = Stdio()
-    try:
-        stdio.open(spec, port)
-    except BaseException:
-        stdio.close()
-        raise
-    return stdio

@@ -13,6 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .base import generation
+from .residents import Resident
+from .stdio import BaseStdio
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -150,29 +152,13 @@ class FdWriteEnd(_End):
             self._close_fd()
 
 
-class Stdio:
-    """The three standard streams of a child to be: opened, ours and theirs."""
+class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
+    __slots__ = ("theirs",)
 
-    __slots__ = ("_to_close", "stderr", "stdin", "stdout", "theirs")
-
-    def __init__(self) -> None:
+    def __init__(self, resident: Resident[Any]) -> None:
+        super().__init__(resident)
         #: What the child gets as 0, 1, 2; -1: what we have.
         self.theirs = [-1, -1, -1]
-        self.stdin: FdWriteEnd | None = None
-        self.stdout: FdReadEnd | None = None
-        self.stderr: FdReadEnd | None = None
-        self._to_close: list[int] = []
-
-    def close_theirs(self) -> None:
-        for fd in self._to_close:
-            os.close(fd)
-        self._to_close.clear()
-
-    def close(self) -> None:
-        self.close_theirs()
-        for end in (self.stdin, self.stdout, self.stderr):
-            if end is not None:
-                end.close()
 
     def _pipe(self, pipesize: int) -> tuple[int, int]:
         reader, writer = os.pipe()
@@ -185,7 +171,7 @@ class Stdio:
                 raise
         return reader, writer
 
-    def _open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
+    def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         for number, source in enumerate(spec.stdio):
             if source is None:
                 continue
@@ -211,14 +197,3 @@ class Stdio:
         if spec.stderr_to_stdout:
             # Without a stdout of its own the child has ours.
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
-
-
-def open_stdio(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Stdio:
-    """Opens what the spec asks for; on an error nothing stays open."""
-    stdio = Stdio()
-    try:
-        stdio._open(spec, loop)
-    except BaseException:
-        stdio.close()
-        raise
-    return stdio

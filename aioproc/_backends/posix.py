@@ -27,7 +27,7 @@ from .base import (
     spawn_error,
     warn_unknown_exit,
 )
-from .pipes import Stdio, open_stdio
+from .pipes import Stdio
 from .popen import popen
 from .residents import REJOIN, Resident, Residents
 
@@ -340,19 +340,9 @@ class PosixBackend(WithoutJobs):
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
         port = _ports.of(loop)
-        try:
-            stdio = open_stdio(spec, loop)
-            try:
-                child = self._spawn(spec, loop, port, stdio)
-            except BaseException:
-                stdio.close()
-                raise
-        except BaseException:
-            # It may have been opened for nothing.
-            port.retire_when_idle()
-            raise
-        stdio.close_theirs()
-        return child
+        with Stdio(port) as stdio:
+            stdio.open(spec, loop)
+            return self._spawn(spec, loop, port, stdio)
 
     def _spawn(
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio

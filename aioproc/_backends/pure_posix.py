@@ -23,7 +23,7 @@ from .base import (
     generation,
     warn_unknown_exit,
 )
-from .pipes import Stdio, open_stdio
+from .pipes import Stdio
 from .popen import popen
 from .residents import REJOIN, Resident, Residents
 
@@ -551,17 +551,13 @@ class PureBackend(WithoutJobs):
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
         watch = _watches.of(loop)
-        stdio = open_stdio(spec, loop)
-        try:
+        with Stdio(watch) as stdio:
+            stdio.open(spec, loop)
             child = PureChild(popen(spec, stdio.theirs), stdio)
-        except BaseException:
-            stdio.close()
-            raise
-        stdio.close_theirs()
-        try:
-            watch.add(child)
-        except BaseException:
-            # EMFILE, say. It must not live on unseen.
-            child.abandon()
-            raise
-        return child
+            try:
+                watch.add(child)
+            except BaseException:
+                # EMFILE, say. It must not live on unseen.
+                child.abandon()
+                raise
+            return child

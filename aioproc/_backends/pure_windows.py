@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .base import ReadEnd, ResourceUsage, WithoutJobs, WriteEnd
-from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio, open_stdio
+from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 from .residents import Residents
 
 if TYPE_CHECKING:
@@ -238,25 +238,13 @@ class PureBackend(WithoutJobs):
             raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
         orphans.reap()
         port = _ports.of(loop)
-        try:
-            return self._spawn(spec, port)
-        except BaseException:
-            # It may have been opened for nothing.
-            port.retire_when_idle()
-            raise
-
-    def _spawn(self, spec: SpawnSpec, port: Port) -> WindowsChild:
-        stdio = open_stdio(spec, port)
-        try:
+        with Stdio(port) as stdio:
+            stdio.open(spec, port)
             child = WindowsChild(*_popen(spec, stdio.theirs), stdio)
-        except BaseException:
-            stdio.close()
-            raise
-        stdio.close_theirs()
-        try:
-            port.watch_exit(child)
-        except BaseException:
-            # It must not live on unseen.
-            child.abandon()
-            raise
-        return child
+            try:
+                port.watch_exit(child)
+            except BaseException:
+                # It must not live on unseen.
+                child.abandon()
+                raise
+            return child
