@@ -18,6 +18,7 @@ import pytest
 
 from aside import children, collect
 from conftest import is_alive, run, settle
+from helpers import environment
 from programs import (
     CAT,
     KILLED,
@@ -25,7 +26,6 @@ from programs import (
     SLEEP,
     TERMINATED,
     TRUE,
-    WINDOWS,
     posix_only,
     proc_only,
     python,
@@ -50,15 +50,6 @@ def script(code: str, *args: str) -> list[str]:
     paths = [str(Path(aioproc.__file__).resolve().parent.parent), str(Path(__file__).parent)]
     head = f"import sys; sys.path[:0] = {paths!r}\nfrom programs import *\n"
     return [sys.executable, "-c", head + code, *args]
-
-
-def environment(backend: Any) -> dict[str, str]:
-    """Has a helper program use the backend of this test."""
-    current = backend._backends.current()
-    if current.name == "pure":
-        return {**os.environ, "AIOPROC_BACKEND": "pure"}
-    strategy = "" if WINDOWS else current.strategy
-    return {**os.environ, "AIOPROC_BACKEND": "native", "AIOPROC_STRATEGY": strategy}
 
 
 def test_every_rule_has_its_test() -> None:
