@@ -76,7 +76,8 @@ def test_run_of_what_cannot_be_started(aioproc: Any, tmp_path: Path) -> None:
     done = main("run", "--", str(tmp_path / "nothing"), env=env)
     assert done.returncode == 127
     assert done.stderr.startswith("aioproc: ")
-    done = main("run", "--", str(tmp_path), env=env)
+    (tmp_path / "text.exe").write_text("no program")
+    done = main("run", "--", str(tmp_path / "text.exe"), env=env)
     assert done.returncode == 126
     assert done.stderr.startswith("aioproc: ")
 
