@@ -61,6 +61,12 @@ def test_every_rule_has_its_test() -> None:
         assert re.search(rf"def {name}\(", own), f"{name} is missing"
     for name in re.findall(r"`(tests/\w+\.py)`", text):
         assert (ROOT / name).exists(), f"{name} is missing"
+    everywhere, windows = text.split("## Windows\n")
+    rules = re.findall(r"^\*\*.*?(?=\n\n)", everywhere, re.M | re.S)
+    assert len(rules) > 15
+    for rule in rules:
+        assert re.search(r"\[`test\S+`[^]]*\]$", rule), f"no test: {rule}"
+    assert "[`tests/test_windows.py`]" in windows  # of the whole section
 
 
 # -- signals
