@@ -27,8 +27,9 @@ class Platform(NamedTuple):
 
 
 _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden")
-_POSIX = tuple(
-    f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")
+_POSIX = (
+    "tokens.c",
+    *(f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")),
 )  # and one way to watch, by one kind of handle
 _EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
 _KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
@@ -42,7 +43,7 @@ _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"
 #: (kernel32).
 _WINDOWS = Platform(
     "windows/aioproc_windows.h",
-    tuple(f"windows/{name}.c" for name in ("children", "pipe", "port", "spawn")),
+    ("tokens.c", *(f"windows/{name}.c" for name in ("children", "pipe", "port", "spawn"))),
     ("/std:c11", "/W3"),
     (),
 )
@@ -86,7 +87,10 @@ def make_ffibuilder(name: str) -> cffi.FFI:
         # Relative to setup.py, which setuptools asks for.
         sources=[f"csrc/{source}" for source in sources],
         include_dirs=[f"csrc/{folder}"],
-        depends=sorted(f"csrc/{folder}/{file.name}" for file in (HERE / folder).glob("*.h")),
+        depends=sorted(
+            f"csrc/{file.relative_to(HERE).as_posix()}"
+            for file in [*HERE.glob("*.h"), *(HERE / folder).glob("*.h")]
+        ),
         extra_compile_args=[*flags, *more],
         extra_link_args=[*link_flags, *more_link],
     )

@@ -12,6 +12,7 @@ package is checked without its extension. Exits with 0 only if everything passed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -56,25 +57,29 @@ def say(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}", flush=True)
 
 
-def run(*command: str | Path, cwd: Path = ROOT, env: Env = NOTHING) -> str:
-    """Runs a command and shows what it says. Returns its last lines."""
-    argv = [str(part) for part in command]
+def start(argv: list[str], cwd: Path, env: Env, stdout: int) -> subprocess.Popen[str]:
     environ = {**os.environ, "PYTHONPATH": str(cwd)}
     for name in ("AIOPROC_BACKEND", "AIOPROC_STRATEGY"):
         environ.pop(name, None)
     environ.update(env)
-    print("$", *(f"{name}={value!r}" for name, value in env.items()), *argv, flush=True)
-    process = subprocess.Popen(
+    return subprocess.Popen(
         argv,
         cwd=cwd,
         env=environ,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
         start_new_session=True,
     )
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: Env = NOTHING) -> str:
+    """Runs a command and shows what it says. Returns its last lines."""
+    argv = [str(part) for part in command]
+    print("$", *(f"{name}={value!r}" for name, value in env.items()), *argv, flush=True)
+    process = start(argv, cwd, env, subprocess.PIPE)
     assert process.stdout is not None
     signal.signal(signal.SIGALRM, lambda *_: os.killpg(process.pid, signal.SIGKILL))
     signal.alarm(FUSE)
@@ -96,6 +101,39 @@ def run(*command: str | Path, cwd: Path = ROOT, env: Env = NOTHING) -> str:
     return "\n".join(last)
 
 
+def run_side_by_side(*commands: list[str]) -> list[str]:
+    """As run, all at once; shows what they say one after the other."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for argv in commands:
+            output = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
+            process = start(argv, ROOT, NOTHING, output.fileno())
+            stack.callback(process.wait)
+            stack.callback(end, process)
+            started.append((argv, process, output))
+        answers, failures = [], []
+        for argv, process, output in started:
+            try:
+                process.wait(FUSE)
+            except subprocess.TimeoutExpired:
+                end(process)
+            print("$", *argv, flush=True)
+            output.seek(0)
+            lines = output.read().splitlines()
+            print(*lines, sep="\n", flush=True)
+            answers.append("\n".join(lines[-20:]))
+            if process.wait():
+                failures.append(f"exit code {process.returncode} {pytest_summary(lines[-20:])}")
+    if failures:
+        raise Failed("; ".join(failures))
+    return answers
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def pytest_summary(lines: list[str]) -> str:
     """pytest's own last line, or nothing."""
     pattern = re.compile(r"=* ?\d+ (passed|failed|skipped|error|deselected).* in [\d.]+s.*")
@@ -105,7 +143,11 @@ def pytest_summary(lines: list[str]) -> str:
 
 def run_tests(*command: str, cwd: Path = ROOT, env: Env = NOTHING) -> str:
     """Runs pytest by some command; returns its summary."""
-    summary = pytest_summary(run(*command, cwd=cwd, env=env).splitlines())
+    return summary_of_run(run(*command, cwd=cwd, env=env))
+
+
+def summary_of_run(output: str) -> str:
+    summary = pytest_summary(output.splitlines())
     if " passed" not in summary:
         raise Failed("no test was run")
     return summary
@@ -318,17 +360,22 @@ def wine() -> str:
     """The suite on CPython for Windows, each backend on another loop; and CPython's own
     tests, if this Python, which has them, is of a version that is there."""
     command = [sys.executable, "tools/wine.py"]
+    # All that they share is made once, beforehand.
+    version = "{}.{}".format(*sys.version_info)
+    pythons = [version] if sys.version_info[:2] in WINDOWS_PYTHONS else []
+    for name in [*pythons, "3.13"]:
+        run(*command, "--python", name, "--setup")
     # What is no backend's is the same in both; asyncio itself is for "wine-all".
-    summaries = [
-        run_tests(*command, "--backend", backend, "--loop", loop, "--", "-q", *chosen)
+    suites = [
+        [*command, "--backend", backend, "--loop", loop, "--", "-q", *chosen]
         for backend, loop, *chosen in (
             ("native", "proactor", "-k", "not oracle"),
             ("pure", "selector", "-k", "pure and not oracle"),
         )
     ]
-    if sys.version_info[:2] in WINDOWS_PYTHONS:
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        run(*command, "--python", version, "--cpython")
+    cpython = [[*command, "--python", name, "--cpython"] for name in pythons]
+    answers = run_side_by_side(*suites, *cpython)
+    summaries = [summary_of_run(answer) for answer in answers[: len(suites)]]
     return "; ".join(summary.strip("= ") for summary in summaries)
 
 

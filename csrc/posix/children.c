@@ -1,5 +1,5 @@
-/* The table of all children of this process, their way from exec to exit, and
- * the orphans: children that outlived the port they were started on. */
+/* All children of this process, their way from exec to exit, and the orphans:
+ * children that outlived the port they were started on. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
@@ -11,60 +11,21 @@
 
 pthread_mutex_t ap_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* A token is a slot's number and how often the slot was used, so that a stale
- * event or a late signal never reaches the slot's next child. */
-typedef struct {
-  ap_child *child;
-  uint32_t uses;
-  uint32_t next_free; /* slot number + 1; 0: none */
-} slot;
-
-static slot *slots;
-static uint32_t slot_count, first_free;
 static ap_child *orphans;
 static int orphan_count;
 
-static bool more_slots(void) {
-  uint32_t count = slot_count ? slot_count * 2 : 64;
-  slot *grown = realloc(slots, count * sizeof *slots);
-  if (!grown) return false;
-  slots = grown;
-  for (uint32_t i = count; i-- > slot_count;) {
-    slots[i] = (slot){.next_free = first_free};
-    first_free = i + 1;
-  }
-  slot_count = count;
-  return true;
-}
-
 ap_child *child_new(void) {
-  if (!first_free && !more_slots()) return NULL;
   ap_child *child = calloc(1, sizeof *child);
   if (!child) return NULL;
-  uint32_t number = first_free - 1;
-  slot *own = &slots[number];
-  first_free = own->next_free;
-  own->uses = (own->uses + 1) & 0x3fffffff;
-  own->child = child;
-  child->token = ((int64_t)own->uses << 32) | (number + 1);
   child->pidfd = child->exec_fd = -1;
-  return child;
-}
-
-ap_child *child_in_slot(uint32_t number) {
-  return number && number <= slot_count ? slots[number - 1].child : NULL;
-}
-
-ap_child *child_find(int64_t token) {
-  ap_child *child = child_in_slot((uint32_t)token);
-  return child && child->token == token ? child : NULL;
+  child->token = token_new(child);
+  if (child->token) return child;
+  free(child);
+  return NULL;
 }
 
 void child_free(ap_child *child) {
-  uint32_t number = (uint32_t)child->token - 1;
-  slots[number].child = NULL;
-  slots[number].next_free = first_free;
-  first_free = number + 1;
+  token_free(child->token);
   if (child->exec_fd >= 0) close(child->exec_fd);
   process_close(child);
   free(child->memory);
@@ -259,8 +220,10 @@ int ap_peek(int64_t token, ap_completion *out) {
 
 void ap_after_fork_in_child(void) {
   ports_forget();
-  for (uint32_t i = 0; i < slot_count; i++)
-    if (slots[i].child) child_free(slots[i].child);
+  for (uint32_t i = 1; i <= token_slots(); i++) {
+    ap_child *child = child_in_slot(i);
+    if (child) child_free(child);
+  }
   orphans = NULL;
   orphan_count = 0;
 }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "../tokens.h"
 #include "aioproc_posix.h"
 
 /* Linux has clone(), process descriptors and epoll; elsewhere there are posix_spawn(),
@@ -64,10 +65,8 @@ struct ap_port {
  * anything that blocks. fork() takes it too (ap_port_open). */
 extern pthread_mutex_t ap_lock;
 
-/* children.c: the table of all children of this process, by token. */
+/* children.c: all children of this process. */
 ap_child *child_new(void);
-ap_child *child_find(int64_t token);
-ap_child *child_in_slot(uint32_t number); /* the low half of its token */
 void child_free(ap_child *child); /* closes and frees all it holds */
 void child_link(ap_child **list, ap_child *child);
 void child_unlink(ap_child **list, ap_child *child);

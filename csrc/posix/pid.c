@@ -43,18 +43,12 @@ void process_close(ap_child *child) { (void)child; }
 int process_reap(ap_child *child, ap_completion *out) {
   int result = end_of(child);
   if (result == 1) {
-    const ap_completion *last = &child->last;
-    out->status = last->status;
-    out->has_usage = last->has_usage;
-    out->user_time = last->user_time;
-    out->system_time = last->system_time;
-    out->max_rss = last->max_rss;
-    out->minor_faults = last->minor_faults;
-    out->major_faults = last->major_faults;
-    out->blocks_in = last->blocks_in;
-    out->blocks_out = last->blocks_out;
-    out->switches_voluntary = last->switches_voluntary;
-    out->switches_involuntary = last->switches_involuntary;
+    ap_completion end = child->last;
+    end.token = out->token;
+    end.kind = out->kind;
+    end.error = out->error;
+    end.step = out->step;
+    *out = end;
   }
   return result;
 }

@@ -1,4 +1,4 @@
-/* The table of all children of this process, and what can be done to one child by
+/* All children of this process, and what can be done to one child by
  * anybody at any time, be its port open or not. */
 #include "internal.h"
 
@@ -10,57 +10,17 @@
 
 SRWLOCK ap_lock = SRWLOCK_INIT;
 
-/* A token is a slot's number and how often the slot was used, so that a stale
- * packet or a late signal never reaches the slot's next child. */
-typedef struct {
-  ap_child *child;
-  uint32_t uses;
-  uint32_t next_free; /* slot number + 1; 0: none */
-} slot;
-
-static slot *slots;
-static uint32_t slot_count, first_free;
-
-static bool more_slots(void) {
-  uint32_t count = slot_count ? slot_count * 2 : 64;
-  slot *grown = realloc(slots, count * sizeof *slots);
-  if (!grown) return false;
-  slots = grown;
-  for (uint32_t i = count; i-- > slot_count;) {
-    slots[i].child = NULL;
-    slots[i].uses = 0;
-    slots[i].next_free = first_free;
-    first_free = i + 1;
-  }
-  slot_count = count;
-  return true;
-}
-
 ap_child *child_new(void) {
-  if (!first_free && !more_slots()) return NULL;
   ap_child *child = calloc(1, sizeof *child);
   if (!child) return NULL;
-  uint32_t number = first_free - 1;
-  slot *own = &slots[number];
-  first_free = own->next_free;
-  own->uses = (own->uses + 1) & 0x3fffffff;
-  own->child = child;
-  child->token = ((int64_t)own->uses << 32) | (number + 1);
-  return child;
-}
-
-ap_child *child_find(int64_t token) {
-  uint32_t number = (uint32_t)token - 1;
-  if (token <= 0 || number >= slot_count) return NULL;
-  ap_child *child = slots[number].child;
-  return child && child->token == token ? child : NULL;
+  child->token = token_new(child);
+  if (child->token) return child;
+  free(child);
+  return NULL;
 }
 
 void child_free(ap_child *child) {
-  uint32_t number = (uint32_t)child->token - 1;
-  slots[number].child = NULL;
-  slots[number].next_free = first_free;
-  first_free = number + 1;
+  token_free(child->token);
   if (child->process) CloseHandle(child->process);
   if (child->plan) plan_free(child->plan);
   free(child);

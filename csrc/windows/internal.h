@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "../tokens.h"
 #include "aioproc_windows.h"
 
 typedef enum {
@@ -99,10 +100,8 @@ static inline int failure(void) {
   return error ? -error : -ERROR_GEN_FAILURE;
 }
 
-/* children.c: the table of all children of this process, by token. All with the
- * lock held. */
+/* children.c: all children of this process. With the lock held. */
 ap_child *child_new(void);
-ap_child *child_find(int64_t token);
 void child_free(ap_child *child); /* closes and frees all it holds */
 void child_link(ap_port *port, ap_child *child);
 void child_unlink(ap_child *child);
