@@ -63,7 +63,10 @@ class BuildExtension(build_ext):
         except Exception as error:
             # Whatever went wrong: no compiler, no Python.h, an old libc.
             if CHOICE == "require":
-                raise
+                raise SystemExit(
+                    f"aioproc: AIOPROC_BUILD_EXTENSION=require, but the extension cannot be built "
+                    f"(Python's headers and a C compiler are needed): {error}"
+                ) from error
             warnings.warn(
                 f"aioproc: installing without the extension: {error}; "
                 "set AIOPROC_BUILD_EXTENSION=require to make this an error",
@@ -92,7 +95,7 @@ if CHOICE != "no":
         if has_stable_abi():
             arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp310"}}
     elif CHOICE == "require":
-        raise SystemExit(f"aioproc: the extension is required, but {reason}")
+        raise SystemExit(f"aioproc: AIOPROC_BUILD_EXTENSION=require, but {reason}")
     else:
         warnings.warn(f"aioproc: installing without the extension: {reason}", stacklevel=1)
 

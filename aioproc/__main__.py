@@ -101,7 +101,8 @@ async def _run(command: list[str], timeout: float | None, stats: bool) -> int:
     start = time.perf_counter()
     try:
         process = await create_subprocess_exec(*command)
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
         print(f"aioproc: {error}", file=sys.stderr)
         return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     timed_out = False
@@ -164,25 +165,29 @@ def _exec_script(path: str) -> None:
 def _limit(text: str) -> int | None:
     if text == "none":
         return None
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError("the limit must be positive, or none")
-    return value
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of bytes nor none")
+    return int(text)
 
 
-def _command_line(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+def _command_line(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, what: str
+) -> list[str]:
     argv: list[str] = options.argv
     if argv[:1] == ["--"]:
         del argv[0]
     if not argv:
-        parser.error("a command is needed")
+        parser.error(f"{what} is needed")
     return argv
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value
 
 
@@ -199,11 +204,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="run one command through the library",
         usage="python -m aioproc run [--timeout S] [--stats] -- CMD [ARG ...]",
         description="Runs CMD with our stdin, stdout and stderr and returns its exit code; "
-        "128+N for signal N, 124 after a timeout, 126 or 127 if it cannot be started.",
+        "128+N for signal N (not on Windows), 1 if its exit code cannot be known, 124 after "
+        "a timeout, 127 if CMD is not found, 126 if it cannot be started for another reason.",
     )
-    run.add_argument("--timeout", type=_seconds, metavar="S", help="end it after S seconds")
+    run.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="after S seconds SIGTERM, after 5 more SIGKILL",
+    )
     run.add_argument("--stats", action="store_true", help="print time, CPU and memory to stderr")
-    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    run.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="CMD", help="a program and its arguments"
+    )
     execute = commands.add_parser(
         "exec",
         help="run a Python program with aioproc in asyncio's place",
@@ -219,13 +232,15 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"bytes a line may have where the program sets no limit (default {ASYNCIO_LIMIT})",
     )
     execute.add_argument("-m", dest="as_module", action="store_true", help="a module by name")
-    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="PROGRAM")
+    execute.add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="PROGRAM", help="and its arguments"
+    )
     options = parser.parse_args(arguments)
     if options.command == "exec":
-        _exec(_command_line(options, execute), options.as_module, options.limit)
+        _exec(_command_line(options, execute, "a program"), options.as_module, options.limit)
         return 0
     if options.command == "run":
-        _command_line(options, run)
+        _command_line(options, run, "a command")
         # More seconds than a lock can wait mean no timeout.
         timeout = options.timeout if options.timeout and options.timeout < 1e8 else None
         return asyncio.run(_run(options.argv, timeout, options.stats))

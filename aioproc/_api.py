@@ -170,10 +170,13 @@ async def create_subprocess_exec(
         creationflags (docs/semantics.md says what differs there).
 
     Raises what Popen raises, before anything is left behind: OSError (FileNotFoundError,
-    PermissionError, ...) with the filename, ValueError, TypeError. Cancelling it kills
-    and reaps a child that has been made.
+    PermissionError, ...) with the filename, ValueError, TypeError; where there are no
+    processes (Emscripten, WASI) OSError with ENOTSUP. RuntimeError if AIOPROC_BACKEND or
+    AIOPROC_STRATEGY asks for what is not to be had. Cancelling it kills and reaps a child
+    that has been made.
 
-    With `preexec_fn` the spawn holds up the loop until the exec, as asyncio's does.
+    The loop goes on while the program is loaded with the native backends of Linux and
+    Windows; elsewhere, and with `preexec_fn`, it waits until the exec, as asyncio's does.
 
     Source: asyncio.create_subprocess_exec and subprocess.Popen in Python's documentation.
     """
@@ -191,7 +194,8 @@ async def create_subprocess_shell(
 ) -> Process:
     """Runs a command in the shell (/bin/sh, on Windows %COMSPEC%; or `executable`).
 
-    Quoting is the caller's: shlex.quote (not for Windows). The rest as create_subprocess_exec.
+    cmd: str or, not on Windows, bytes; ValueError or TypeError for anything else. Quoting
+    is the caller's: shlex.quote (not for Windows). The rest as create_subprocess_exec.
     """
     spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     return await _open_process(spec, limit)

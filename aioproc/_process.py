@@ -148,6 +148,11 @@ class Process(asyncio.subprocess.Process):
     """A child process, as :func:`create_subprocess_exec` and
     :func:`create_subprocess_shell` return it.
 
+    stdin: StreamWriter; None unless stdin=PIPE was given.
+    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given.
+    pid: int; of a shell command that of the shell. It stays when the child has ended.
+    returncode, args, rusage: see there.
+
     As an asynchronous context manager it ends the child when the block is left,
     however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
     SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
@@ -157,13 +162,9 @@ class Process(asyncio.subprocess.Process):
     said to be such.
     """
 
-    #: :class:`StreamWriter`, or None unless stdin=PIPE was given.
     stdin: StreamWriter | None
-    #: :class:`StreamReader`, or None unless stdout=PIPE was given.
     stdout: StreamReader | None
-    #: :class:`StreamReader`, or None unless stderr=PIPE was given.
     stderr: StreamReader | None
-    #: The process id; for a shell command that of the shell.
     pid: int
 
     def __init__(
@@ -188,8 +189,8 @@ class Process(asyncio.subprocess.Process):
 
     @property
     def returncode(self) -> int | None:
-        """None until the exit has been noticed; -N for signal N (POSIX). It is
-        :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
+        """int: 0 to 255, or -N for signal N; on Windows 0 to 0xFFFFFFFF. None until the exit
+        has been noticed. :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
         return self._transport.get_returncode()
 
     @property
@@ -199,8 +200,8 @@ class Process(asyncio.subprocess.Process):
 
     @property
     def rusage(self) -> ResourceUsage | None:
-        """CPU time, peak memory and so on, after the exit; None before, and where
-        another wait in this process took the child. Not in asyncio."""
+        """:class:`ResourceUsage`: CPU time, peak memory and so on. None until the exit, and
+        where another wait in this process took the child. Not in asyncio."""
         return self._transport.get_rusage()
 
     async def wait(self) -> int:
@@ -216,8 +217,12 @@ class Process(asyncio.subprocess.Process):
         """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
         CTRL_BREAK_EVENT are sent to its process group, others are a ValueError.
 
-        From any thread, also after the loop was closed. ProcessLookupError once the
-        child has been reaped; a process that got the number since is never hit.
+        From any thread, also after the loop was closed. A process that got the number
+        since is never hit (on POSIX without pidfds and kqueue: unless other code in this
+        process has waited for the child).
+
+        ProcessLookupError: the child has been reaped. OSError: the system refuses (no such
+        signal, or a child of another user). TypeError: no integer.
         """
         self._transport.send_signal(signal)
 

@@ -44,12 +44,14 @@ class StreamReader(asyncio.StreamReader):
     asyncio's do. The pipe is paused while more than twice the limit (128 KiB without
     one) lies here unread.
 
-    What was read is kept as a row of pieces. The first `_lines` of them are known to
-    end in a newline and to hold no other; behind them come pieces as the pipe gave
-    them, of which the first `_searched` hold no newline. ``async for`` takes those
-    lines out into `_run`, from which each is given by one popleft(); whoever else
-    reads puts back what is left of them.
+    One task reads at a time: RuntimeError for a second one.
     """
+
+    # What was read is kept as a row of pieces. The first `_lines` of them are known to
+    # end in a newline and to hold no other; behind them come pieces as the pipe gave
+    # them, of which the first `_searched` hold no newline. `async for` takes those
+    # lines out into `_run`, from which each is given by one popleft(); whoever else
+    # reads puts back what is left of them.
 
     def __init__(
         self, limit: int | None = None, loop: asyncio.AbstractEventLoop | None = None

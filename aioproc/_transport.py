@@ -552,6 +552,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         return self._returncode
 
     def get_rusage(self) -> ResourceUsage | None:
+        """As Process.rusage. Not in asyncio."""
         assert self._child is not None
         return self._child.rusage
 
@@ -566,9 +567,11 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._child.send_signal(signal)
 
     def terminate(self) -> None:
+        """Sends SIGTERM (Windows: as kill); see send_signal."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Sends SIGKILL (Windows: TerminateProcess); see send_signal."""
         self.send_signal(KILL)
 
     def close(self) -> None:

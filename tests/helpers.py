@@ -53,6 +53,15 @@ def on_uvloop() -> bool:
     return type(asyncio.get_running_loop()).__module__.startswith(("uvloop", "winloop"))
 
 
+def environment(backend: Any) -> dict[str, str]:
+    """Has a helper program use the backend of this test."""
+    current = backend._backends.current()
+    if current.name == "pure":
+        return {**os.environ, "AIOPROC_BACKEND": "pure"}
+    strategy = "" if WINDOWS else current.strategy
+    return {**os.environ, "AIOPROC_BACKEND": "native", "AIOPROC_STRATEGY": strategy}
+
+
 async def output(api: Any, *args: Any, **options: Any) -> bytes:
     """What a program writes that must succeed."""
     return await _output_of(await api.create_subprocess_exec(*args, stdout=api.PIPE, **options))

@@ -154,6 +154,7 @@ def test_a_failed_compile_leaves_no_older_extension(tree: Path) -> None:
 def test_a_failed_compile_is_an_error_when_the_extension_is_required(tree: Path) -> None:
     done = setup(tree, "bdist_wheel", "require", CC="false")
     assert done.returncode != 0
+    assert "AIOPROC_BUILD_EXTENSION=require, but the extension cannot be built" in done.stderr
     assert not (tree.parent / "out").exists()
 
 
@@ -221,12 +222,59 @@ def test_files_that_must_not_be_released(
     assert setup(tree, "bdist_wheel", "no").returncode == 0
     wheel = product(tree)
     release_files.check([wheel])
-    with pytest.raises(release_files.Wrong, match="no sdist"):
-        release_files.check([wheel], complete=True)
+    with pytest.raises(release_files.Wrong, match="missing: sdist, cp310-abi3 wheel for many"):
+        release_files.check([wheel], release_files.WHEELS)
     version = wheel.name.split("-")[1]
     other = repacked(wheel, f"aioproc-{version}-{tag}.whl", *changes)
     with pytest.raises(release_files.Wrong, match=why):
         release_files.check([wheel, other])
+
+
+#: Names as cibuildwheel gives them to the wheels of [tool.cibuildwheel].
+PLATFORM_TAGS = {
+    "manylinux x86_64": "manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64",
+    "manylinux aarch64": "manylinux_2_28_aarch64",
+    "musllinux x86_64": "musllinux_1_2_x86_64",
+    "musllinux aarch64": "musllinux_1_2_aarch64",
+    "macOS x86_64": "macosx_10_15_x86_64",
+    "macOS arm64": "macosx_11_0_arm64",
+    "Windows AMD64": "win_amd64",
+    "Windows ARM64": "win_arm64",
+}
+
+
+def test_what_a_release_must_have() -> None:
+    wheels = {
+        (wheel, platform): f"aioproc-1.0-{wheel}-{PLATFORM_TAGS[platform]}.whl"
+        for wheel, never in release_files.WHEELS.items()
+        for platform in release_files.PLATFORMS
+        if platform not in never
+    }
+    assert len(wheels) == 4 * 8 - 3
+    names = ["aioproc-1.0.tar.gz", "aioproc-1.0-py3-none-any.whl", *wheels.values()]
+    assert release_files.missing(names) == []
+    for (wheel, platform), name in wheels.items():
+        others = [other for other in names if other != name]
+        assert release_files.missing(others) == [f"{wheel} wheel for {platform}"]
+    assert release_files.missing(names[1:]) == ["sdist"]
+    assert release_files.missing([names[0], *names[2:]]) == ["pure wheel"]
+
+
+def test_cibuildwheel_makes_what_a_release_must_have() -> None:
+    tomllib = pytest.importorskip("tomllib")  # 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = project["tool"]["cibuildwheel"]
+    parts = (wheel.split("-") for wheel in release_files.WHEELS)
+    made = {f"{abi if abi.endswith('t') else python}-*" for python, abi in parts}
+    # Where 3.10 cannot make the one for all, and on what else that is tested.
+    assert set(settings["build"]) == made | {"cp311-win_arm64", "cp315-*"}
+    families = {"linux": ("manylinux", "musllinux"), "macos": ("macOS",), "windows": ("Windows",)}
+    assert set(release_files.PLATFORMS) == {
+        f"{family} {arch}"
+        for name, its in families.items()
+        for arch in settings[name]["archs"]
+        for family in its
+    }
 
 
 def test_the_sdist_has_what_git_has_and_no_more(tmp_path: Path) -> None:
@@ -238,10 +286,15 @@ def test_the_sdist_has_what_git_has_and_no_more(tmp_path: Path) -> None:
     done = setup(tree, "sdist", "no")
     assert done.returncode == 0, done.stderr
     with tarfile.open(product(tree)) as archive:
-        names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
-    # setuptools adds these.
-    generated = {name for name in names if name.startswith("aioproc.egg-info/")}
-    assert names - generated - {"PKG-INFO", "setup.cfg"} == set(files)
+        members = {m.name.partition("/")[2]: m for m in archive.getmembers() if not m.isdir()}
+        # setuptools adds these.
+        generated = {name for name in members if name.startswith("aioproc.egg-info/")}
+        assert members.keys() - generated - {"PKG-INFO", "setup.cfg"} == set(files)
+        for name in files:
+            content = archive.extractfile(members[name])
+            assert content is not None
+            assert content.read() == (ROOT / name).read_bytes(), name
+            assert (members[name].mode ^ (ROOT / name).stat().st_mode) & 0o100 == 0, name
 
 
 def test_pip_without_a_compiler(tree: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from aside import children, collect
 from conftest import is_alive, run, settle
+from helpers import environment
 from programs import (
     CAT,
     KILLED,
@@ -25,7 +26,6 @@ from programs import (
     SLEEP,
     TERMINATED,
     TRUE,
-    WINDOWS,
     posix_only,
     proc_only,
     python,
@@ -52,15 +52,6 @@ def script(code: str, *args: str) -> list[str]:
     return [sys.executable, "-c", head + code, *args]
 
 
-def environment(backend: Any) -> dict[str, str]:
-    """Has a helper program use the backend of this test."""
-    current = backend._backends.current()
-    if current.name == "pure":
-        return {**os.environ, "AIOPROC_BACKEND": "pure"}
-    strategy = "" if WINDOWS else current.strategy
-    return {**os.environ, "AIOPROC_BACKEND": "native", "AIOPROC_STRATEGY": strategy}
-
-
 def test_every_rule_has_its_test() -> None:
     text = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
     own = Path(__file__).read_text(encoding="utf-8")
@@ -70,6 +61,12 @@ def test_every_rule_has_its_test() -> None:
         assert re.search(rf"def {name}\(", own), f"{name} is missing"
     for name in re.findall(r"`(tests/\w+\.py)`", text):
         assert (ROOT / name).exists(), f"{name} is missing"
+    everywhere, windows = text.split("## Windows\n")
+    rules = re.findall(r"^\*\*.*?(?=\n\n)", everywhere, re.M | re.S)
+    assert len(rules) > 15
+    for rule in rules:
+        assert re.search(r"\[`test\S+`[^]]*\]$", rule), f"no test: {rule}"
+    assert "[`tests/test_windows.py`]" in windows  # of the whole section
 
 
 # -- signals

@@ -1,8 +1,8 @@
 """Checks the files of a release: tools/release_files.py [--complete] DIRECTORY
 
 All of one version, all with one list of dependencies (lock files take it from any of
-them); every wheel with what its tags say, one for each platform whose dependencies name
-cffi. --complete: with the sdist and the pure wheel, and none of those missing.
+them); every wheel with what its tags say. --complete: and none is missing of what a release
+has, which is the sdist, the pure wheel, and the wheels of [tool.cibuildwheel].
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 #: What [project.dependencies] means by its markers, as ends of wheels' platform tags.
@@ -27,6 +28,16 @@ PLATFORMS = {
     "macOS arm64": r"macosx_\d+_\d+_arm64",
     "Windows AMD64": r"win_amd64",
     "Windows ARM64": r"win_arm64",
+}
+
+#: The wheels of every platform, as the middle of their names, and where there is none.
+STABLE = "cp310-abi3"
+WHEELS: dict[str, tuple[str, ...]] = {
+    STABLE: (),
+    "cp314-cp314t": (),
+    "cp315-cp315t": (),
+    # The PyPy project makes none for these.
+    "pp311-pypy311_pp73": ("musllinux x86_64", "musllinux aarch64", "Windows ARM64"),
 }
 
 NAME = re.compile(
@@ -87,8 +98,23 @@ def check_wheel(path: Path) -> None:
         raise Wrong(f"{path.name}: its binaries are {binaries}")
 
 
-def check(paths: list[Path], complete: bool = False) -> None:
-    """Raises Wrong."""
+def missing(names: Iterable[str], wheels: Iterable[str] = WHEELS) -> list[str]:
+    """What a release has and these files are not; of the keys of WHEELS these alone."""
+    names = list(names)
+    wanted = {"sdist": r"\.tar\.gz", "pure wheel": r"-py3-none-any\.whl"}
+    for wheel in wheels:
+        for platform, pattern in PLATFORMS.items():
+            if platform not in WHEELS[wheel]:
+                end = rf"-{wheel}-([^-]+\.)?{pattern}(\.[^-]+)?\.whl"
+                wanted[f"{wheel} wheel for {platform}"] = end
+    return [
+        what for what, end in wanted.items() if not any(re.search(f"{end}$", n) for n in names)
+    ]
+
+
+def check(paths: list[Path], complete: Iterable[str] = ()) -> None:
+    """Raises Wrong. `complete`: the keys of WHEELS of which none may be missing, nor the
+    sdist and the pure wheel; empty if anything may be."""
     versions, dependencies = {}, {}
     for path in paths:
         if path.suffix == ".whl":
@@ -100,16 +126,9 @@ def check(paths: list[Path], complete: bool = False) -> None:
         if len(set(found.values())) != 1:
             said = "; ".join(f"{path.name}: {value}" for path, value in found.items())
             raise Wrong(f"not one {what}: {said}")
-    if not complete:
-        return
-    names = [path.name for path in paths]
-    if not any(name.endswith(".tar.gz") for name in names):
-        raise Wrong("no sdist")
-    if not any(name.endswith("-py3-none-any.whl") for name in names):
-        raise Wrong("no pure wheel")
-    for platform, pattern in PLATFORMS.items():
-        if not any(re.search(rf"-cp310-abi3-(.*\.)?{pattern}(\..*)?\.whl$", n) for n in names):
-            raise Wrong(f"no wheel for {platform}")
+    lacking = missing((path.name for path in paths), complete) if complete else []
+    if lacking:
+        raise Wrong(f"missing: {', '.join(lacking)}")
 
 
 def main() -> int:
@@ -124,7 +143,7 @@ def main() -> int:
     if not paths:
         raise SystemExit(f"no files in {options.directory}")
     try:
-        check(paths, options.complete)
+        check(paths, WHEELS if options.complete else ())
     except Wrong as wrong:
         print(wrong, file=sys.stderr)
         return 1

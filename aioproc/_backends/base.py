@@ -45,22 +45,23 @@ class ResourceUsage(NamedTuple):
 
     The names are those of :func:`resource.getrusage` (getrusage(2)). Windows has the
     times and the peak of the working set; the other numbers are 0 there.
+
+    ru_utime, ru_stime: float; seconds of CPU time in user mode and in the kernel.
+    ru_maxrss: peak memory in KiB (macOS: bytes); None where the number that the kernel
+        gives is not the child's own: exec carries the parent's peak over, so a child that
+        stays below the peak of its parent has none of its own.
+    ru_minflt, ru_majflt: page faults without and with I/O.
+    ru_inblock, ru_oublock: file system reads and writes, in blocks of 512 bytes.
+    ru_nvcsw, ru_nivcsw: context switches, voluntary and not.
     """
 
-    #: CPU time in user mode and in the kernel, in seconds.
     ru_utime: float
     ru_stime: float
-    #: Peak memory in KiB (macOS: bytes); None where the number that the kernel gives
-    #: is not the child's own: exec carries the parent's peak over, so a child that
-    #: stays below the peak of its parent has none of its own.
     ru_maxrss: int | None
-    #: Page faults without and with I/O.
     ru_minflt: int
     ru_majflt: int
-    #: File system reads and writes, in blocks of 512 bytes.
     ru_inblock: int
     ru_oublock: int
-    #: Context switches.
     ru_nvcsw: int
     ru_nivcsw: int
 
