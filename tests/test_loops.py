@@ -387,3 +387,18 @@ def test_closed_after_its_loop_with_data_left(aioproc: Any, new_loop: Factory) -
     assert settle_now(lambda: process.returncode is not None)
     process._transport.close()
     # The guard of conftest.py looks for the descriptor.
+
+
+@pytest.mark.skipif(not WINDOWS, reason="a port has a thread on Windows only")
+def test_a_loop_that_closes_and_nothing_else(aioproc: Any, new_loop: Factory) -> None:
+    """Without shutdown_asyncgens(), and somebody keeps it."""
+
+    def ports() -> int:
+        return sum(thread.name == "aioproc-port" for thread in threading.enumerate())
+
+    loop = new_loop()
+    process = loop.run_until_complete(aioproc.create_subprocess_exec(*TRUE))
+    assert loop.run_until_complete(process.wait()) == 0
+    assert ports() == 1
+    loop.close()
+    assert settle_now(lambda: not ports())

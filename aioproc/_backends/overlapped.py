@@ -35,8 +35,9 @@ PIPE_SIZE = 64 * 1024
 SMALL, LARGE = 8 * 1024, 64 * 1024
 #: Most bytes of one write under way.
 MOST_WRITTEN = 64 * 1024
-#: Milliseconds between two looks at a loop that has shut its generators down.
-LOOK = 10
+#: Milliseconds between two looks whether the loop has closed: of one that has shut its
+#: generators down, and of one that may close without.
+OFTEN, SELDOM = 10, 1000
 #: Most packets taken from the port at a time.
 BATCH = 64
 
@@ -149,7 +150,7 @@ class Port(Resident["WindowsChild"]):
     def _run(self) -> None:
         wait = _overlapped.GetQueuedCompletionStatus
         while not self._released or self._operations:
-            packet = wait(self._iocp, LOOK if self._ending else _overlapped.INFINITE)
+            packet = wait(self._iocp, OFTEN if self._ending else SELDOM)
             taken = 0
             while packet is not None:
                 self._arrived.append(packet[3])
@@ -157,7 +158,7 @@ class Port(Resident["WindowsChild"]):
                 packet = wait(self._iocp, 0) if taken < BATCH else None
             if self.is_open and taken:
                 self._tell_loop()
-            if self.is_open and self._ending and self.loop_is_closed():
+            if self.is_open and self.loop_is_closed():
                 self.close()
             if not self.is_open:
                 # Nobody is to be told: what was cancelled is only waited for.

@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from .._spec import SpawnSpec
 
 _BATCH = 64
-_FOREVER = 0xFFFFFFFF
-#: Milliseconds between two looks whether a loop has closed, where nothing else will tell:
-#: of one that has just shut its generators down, and of one that has gone on since.
-_OFTEN, _AT_TIMES = 10, 250
+#: Milliseconds between two looks whether a loop has closed: of one that has just shut its
+#: generators down, of one that has gone on since, and of one that may close without.
+_OFTEN, _AT_TIMES, _SELDOM = 10, 250, 1000
 
 STARTF_USESTDHANDLES = 0x100
 ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED = 5, 50
@@ -328,7 +327,7 @@ class _Port(Resident[NativeChild]):
         return self._patience()
 
     def _patience(self) -> int:
-        return _FOREVER if self._guard is not None else self._pause
+        return _SELDOM if self._guard is not None else self._pause
 
     # -- pipes
 
