@@ -7,7 +7,6 @@ import functools
 import gc
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import Job, _job
 from conftest import Loop, is_alive, run, settle
-from programs import CAT, LEAVES_CAT, SLEEP, WINDOWS, ends, python
+from programs import CAT, LEAVES_CAT, PYTHON, SLEEP, WINDOWS, ends, python
 
 if WINDOWS:
     import windows
@@ -54,6 +53,13 @@ async def tree(job: Job) -> tuple[Any, int]:
     """A child, and the number of a grandchild that runs."""
     process = await spawn(job, *TREE, stdout=PIPE)
     return process, int(await process.stdout.readline())
+
+
+def environment() -> dict[str, str]:
+    """Of a process that uses aioproc itself."""
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    return dict(os.environ, AIOPROC_BACKEND="native", PYTHONPATH=paths)
 
 
 # -- ended as one
@@ -401,6 +407,39 @@ def test_the_loop_is_closed_with_a_job_that_nobody_holds(new_loop: Factory) -> N
     process._transport.close()
 
 
+AT_EXIT = """
+import asyncio, sys, aioproc
+from programs import *
+jobs = []
+async def main():
+    jobs.extend((aioproc.Job(), aioproc.Job(kill_on_close=False)))
+    program = python(
+        "import subprocess\\n"
+        "nothing = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}\\n"
+        f"child = subprocess.Popen({SLEEP!r}, **nothing)\\n"
+        "print(child.pid, flush=True)")
+    for job in jobs:
+        process = await aioproc.create_subprocess_exec(
+            *program, stdout=aioproc.PIPE, startupinfo=job.startupinfo())
+        pid, _ = await process.communicate()
+        print(int(pid), flush=True)
+asyncio.run(main())
+"""
+
+
+@native
+def test_the_interpreter_ends_with_open_jobs() -> None:
+    done = subprocess.run(
+        [PYTHON, "-c", AT_EXIT], env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    killed, left = map(int, done.stdout.split())
+    assert settle(lambda: not is_alive(killed))
+    assert is_alive(left)
+    os.kill(left, 5)
+    assert settle(lambda: not is_alive(left))
+
+
 @native
 @pytest.mark.asyncio
 async def test_a_job_is_dropped() -> None:
@@ -575,12 +614,8 @@ asyncio.run(main())
 @native
 @pytest.mark.asyncio
 async def test_we_are_in_a_job_ourselves() -> None:
-    here = Path(__file__).resolve().parent
-    env = dict(os.environ, AIOPROC_BACKEND="native")
-    env["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
-    program = getattr(sys, "_base_executable", sys.executable)
     async with Job() as job:
-        process = await spawn(job, program, "-c", IN_A_JOB, stdout=PIPE, env=env)
+        process = await spawn(job, PYTHON, "-c", IN_A_JOB, stdout=PIPE, env=environment())
         assert (await process.stdout.readline()).split()[0] == b"1"
         assert await process.stdout.readline() == b"9\r\n"
         assert await process.stdout.readline() == b"ready\r\n"
