@@ -517,9 +517,9 @@ def test_hundreds_of_loops_leave_nothing(any_loop: Factory) -> None:
         gc.collect()
 
     some(31)
-    before, threads = len(windows._all_handles()), threading.active_count()
+    before, threads = windows.count_handles(), threading.active_count()
     some(300)
-    assert settle(lambda: gc.collect() < 0 or len(windows._all_handles()) <= before)
+    assert settle(lambda: gc.collect() < 0 or windows.count_handles() <= before)
     assert threading.active_count() == threads
 
 

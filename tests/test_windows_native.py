@@ -40,41 +40,6 @@ pytestmark = pytest.mark.usefixtures("native")
 # -- nothing is left
 
 
-def all_handles() -> int:
-    """Of every kind. (GetProcessHandleCount gives 0 under Wine.)"""
-    return len(windows._all_handles())
-
-
-async def echo(i: int) -> None:
-    process = await aioproc.create_subprocess_exec(
-        "cmd", "/d", "/c", f"echo {i}& exit {i}", stdin=PIPE, stdout=PIPE
-    )
-    assert await process.communicate(b"x") == (b"%d\r\n" % i, None)
-    assert process.returncode == i
-
-
-def check_handles(factory: Factory, count: int) -> None:
-    async def some(n: int) -> None:
-        for start in range(0, n, 20):
-            await asyncio.gather(*map(echo, range(start, min(start + 20, n))))
-
-    run(factory, some(40))
-    before, threads = all_handles(), threading.active_count()
-    run(factory, some(count))
-    # Threads of ours and of the system end a moment later.
-    assert settle(lambda: gc.collect() < 0 or all_handles() <= before)
-    assert threading.active_count() == threads
-
-
-def test_spawns_leave_no_handle(any_loop: Factory) -> None:
-    check_handles(any_loop, 100)
-
-
-@pytest.mark.heavy
-def test_2000_spawns_leave_no_handle(new_loop: Factory) -> None:
-    check_handles(new_loop, 2000)
-
-
 def test_cancelled_spawns_leave_nothing(new_loop: Factory) -> None:
     async def one(rounds: int) -> None:
         task = asyncio.create_task(
@@ -98,10 +63,10 @@ def test_cancelled_spawns_leave_nothing(new_loop: Factory) -> None:
         await asyncio.gather(*map(one, range(50)))
 
     run(new_loop, main())
-    before = all_handles()
+    before = windows.count_handles()
     run(new_loop, main())
     assert settle(lambda: not windows.children())
-    assert settle(lambda: gc.collect() < 0 or all_handles() <= before)
+    assert settle(lambda: gc.collect() < 0 or windows.count_handles() <= before)
 
 
 def test_a_loop_closes_in_the_midst_of_a_spawn(new_loop: Factory) -> None:
