@@ -10,10 +10,11 @@ A test takes one of these fixtures:
 
 Coroutine tests run on asyncio's own loop and on uvloop's; the oracle on asyncio's only,
 since uvloop has a subprocess implementation of its own. On Windows they run on asyncio's
-two loops, and on winloop's where it is installed; the oracle on the Proactor loop only.
+two loops, and on winloop's; the oracle on the Proactor loop only.
 
-AIOPROC_BACKEND=native or pure limits the backends. A missing extension or uvloop is an
-error unless it is waived: ``--no-native``, ``--no-uvloop``. ``--loop NAME`` limits the loops.
+AIOPROC_BACKEND=native or pure limits the backends. A missing extension, uvloop or winloop
+is an error unless it is waived: ``--no-native``, ``--no-uvloop``. ``--loop NAME`` limits the
+loops.
 
 Every test is guarded: it must leave no file descriptor (on Windows: no handle of a file,
 pipe, process, completion port or job), child, zombie, thread or task.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import importlib.util
 import os
 import signal
@@ -53,7 +55,7 @@ FUSE = 30
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-native", action="store_true", help="there is no extension here")
-    parser.addoption("--no-uvloop", action="store_true", help="there is no uvloop here")
+    parser.addoption("--no-uvloop", action="store_true", help="nor winloop, on Windows")
     parser.addoption("--loop", action="append", help="one of the loops to test, by its name")
 
 
@@ -240,16 +242,11 @@ def loops(config: pytest.Config) -> dict[str, Callable[[], Loop]]:
             "proactor": asyncio.ProactorEventLoop,  # type: ignore[attr-defined,unused-ignore]
             "selector": asyncio.SelectorEventLoop,
         }
-        if importlib.util.find_spec("winloop") is not None:
-            import winloop
-
-            factories["winloop"] = winloop.new_event_loop
-    elif not config.getoption("--no-uvloop"):
-        if importlib.util.find_spec("uvloop") is None:
-            raise pytest.UsageError("uvloop is missing; install it or pass --no-uvloop")
-        import uvloop
-
-        factories["uvloop"] = uvloop.new_event_loop
+    if not config.getoption("--no-uvloop"):
+        name = "winloop" if WINDOWS else "uvloop"
+        if importlib.util.find_spec(name) is None:
+            raise pytest.UsageError(f"{name} is missing; install it or pass --no-uvloop")
+        factories[name] = importlib.import_module(name).new_event_loop
     chosen = config.getoption("--loop") or list(factories)
     unknown = set(chosen) - set(factories)
     if unknown:
