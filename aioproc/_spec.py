@@ -240,9 +240,12 @@ class SpawnSpec:
         pipesize: int = -1,
         startupinfo: Any = None,
         creationflags: int = 0,
+        **unknown: Any,
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
         the shell. The keywords are ``subprocess.Popen``'s."""
+        for name in unknown:
+            raise TypeError(f"unexpected keyword argument {name!r}")
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
