@@ -104,10 +104,15 @@ def mirror() -> str:
 
 
 def make_root(
-    root: Path, archive: str | None, choose: Callable[[set[str]], list[str]], log: Path
+    root: Path,
+    archive: str | None,
+    choose: Callable[[set[str]], list[str]],
+    log: Path,
+    architecture: str | None = None,
 ) -> list[str]:
     """A fresh Debian of the suite that the folder is named after, with what `choose`
-    picks out of the names of all packages; returns that. Needs to be root."""
+    picks out of the names of all packages; returns that. Needs to be root, and for an
+    architecture other than our own QEMU's user mode, known to binfmt_misc."""
     if shutil.which("debootstrap") is None:
         say("installing debootstrap")
         apt: list[str | Path] = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
@@ -119,11 +124,9 @@ def make_root(
         shutil.rmtree(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     say(f"making {root} (a minute or two)")
-    must(
-        ["debootstrap", "--variant=minbase", root.name, root, archive or mirror()],
-        log,
-        "debootstrap",
-    )
+    words: list[str | Path] = ["debootstrap", "--variant=minbase"]
+    words += [f"--arch={architecture}"] if architecture else []
+    must([*words, root.name, root, archive or mirror()], log, "debootstrap")
     # The lists are debootstrap's: no update is needed.
     names = subprocess.run(
         enter(root, ["apt-cache", "pkgnames"], {}), stdout=subprocess.PIPE, text=True

@@ -1,0 +1,209 @@
+"""Runs the suite in a machine of its own, which QEMU emulates: on another processor, with
+another kernel.
+
+    tools/machines.py [--machine NAME] [--suite DEBIAN] [--dist DIR] [-- PYTEST ARGUMENTS]
+
+Userland, kernel and CPython are Debian's of that suite, in one RAM disk; the wheel that
+tools/cross.py has made is installed in it. Needs to be root on Debian or its like: QEMU
+comes by apt-get, and a foreign Debian is set up through binfmt_misc. All takes about
+twenty times as long as here.
+
+Everything lies in the cache folder, is made once, and is made anew with --refresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.debian import Failure, clean_environment, copy_tree, enter, make_root, must, say
+
+
+class Machine(NamedTuple):
+    debian: str
+    #: The package with the emulator, and its command.
+    package: str
+    emulator: tuple[str, ...]
+    console: str
+
+
+MACHINES = {
+    "x86_64": Machine("amd64", "qemu-system-x86", ("qemu-system-x86_64", "-M", "q35"), "ttyS0"),
+    "aarch64": Machine(
+        "arm64", "qemu-system-arm", ("qemu-system-aarch64", "-M", "virt"), "ttyAMA0"
+    ),
+}
+
+WHEELS = ["cffi>=1.17", "pytest>=8", "pytest-asyncio>=1.4", "setuptools>=77", "uvloop>=0.21"]
+#: What only runs in a clone, or measures.
+LEFT_OUT = ["test_bench.py", "test_build.py", "test_readme.py"]
+
+#: The first program. What it shall run is a file, since a kernel's command line is short.
+INIT = """#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+cd /srv/tree
+uname -srm
+python3 -m aioproc
+sh /srv/command
+echo "ended with $?"
+echo o > /proc/sysrq-trigger
+sleep 60
+"""
+
+#: sh -c KERNEL sh PACKAGE: the kernel out of what that package depends on, as /vmlinuz.
+KERNEL = """
+set -e
+apt-get -q update
+name=$(apt-cache depends "$1" | sed -n 's/.*Depends: \\(linux-image-.*\\)/\\1/p' | head -n 1)
+cd /tmp
+apt-get -q -o APT::Sandbox::User=root download "$name"
+dpkg -x ./*.deb kernel
+cp kernel/boot/vmlinuz-* /vmlinuz
+apt-get clean
+rm -rf /var/lib/apt/lists /usr/share/doc /usr/share/man /usr/share/locale
+"""
+
+
+def install(log: Path, *packages: str) -> None:
+    apt: list[str | Path] = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    must([*apt, "update"], log, "apt-get update")
+    must([*apt, "install", "-y", "--no-install-recommends", *packages], log, "apt-get install")
+
+
+def debian(machine: Machine, foreign: bool, cache: Path, suite: str, mirror: str | None) -> Path:
+    root, ready = cache / suite, cache / f"{suite}.ready"
+    if ready.exists():
+        return root
+    log = cache / "debian.log"
+    packages = [machine.package, "cpio"]
+    if foreign:
+        packages += ["qemu-user-static", "binfmt-support"]
+    say(f"installing {' '.join(packages)}")
+    install(log, *packages)
+    make_root(root, mirror, lambda _: ["python3", "procps"], log, machine.debian)
+    shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
+    words = ["sh", "-c", KERNEL, "sh", f"linux-image-{machine.debian}"]
+    must(enter(root, words, {}), log, "the kernel's download")
+    ready.touch()
+    return root
+
+
+def version(root: Path) -> str:
+    """Of the CPython there: 3.13."""
+    [folder] = (root / "usr" / "lib").glob("python3.*/os.py")
+    return folder.parent.name.removeprefix("python")
+
+
+def site_packages(root: Path, name: str, dist: Path, log: Path) -> None:
+    python = version(root)
+    site = root / "usr" / "local" / "lib" / f"python{python}" / "dist-packages"
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
+    pip += ["--disable-pip-version-check", "--root-user-action", "ignore", "--target", site]
+    pip += ["--python-version", python, "--implementation", "cp", "--only-binary=:all:"]
+    for glibc in ("2_28", "2_17"):
+        pip += ["--platform", f"manylinux_{glibc}_{name}"]
+    must([*pip, *WHEELS, *(["typing_extensions"] if python < "3.13" else [])], log, "pip")
+    must([*pip, "--no-deps", "--no-index", "--find-links", dist, "aioproc"], log, "pip")
+
+
+def disk(root: Path, image: Path, arguments: list[str]) -> None:
+    """The RAM disk: the root, our tests without the sources, and what is to be run."""
+    tree = root / "srv" / "tree"
+    copy_tree(tree)
+    for name in ("aioproc", "csrc"):
+        shutil.rmtree(tree / name)
+    (tree / "setup.py").unlink()
+    words = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
+    words += [f"--ignore=tests/{name}" for name in LEFT_OUT]
+    (root / "srv" / "command").write_text(shlex.join([*words, *arguments]) + "\n")
+    init = root / "init"
+    init.write_text(INIT)
+    init.chmod(0o755)
+    with image.open("wb") as output:
+        find = subprocess.Popen(["find", ".", "-xdev"], cwd=root, stdout=subprocess.PIPE)
+        words = ["cpio", "--create", "--format=newc", "--quiet"]
+        subprocess.run(words, cwd=root, stdin=find.stdout, stdout=output, check=True)
+        assert find.stdout is not None
+        find.stdout.close()
+        if find.wait():
+            raise Failure("the RAM disk cannot be made")
+
+
+def emulate(machine: Machine, root: Path, image: Path, seconds: float) -> bool:
+    """Whether the tests ended well."""
+    words: list[str | Path] = [*machine.emulator]
+    # Not by KVM: in a virtual machine that does not always work.
+    words += ["-accel", "tcg", "-cpu", "max"]
+    words += ["-smp", "2", "-m", "4G", "-net", "none", "-nographic", "-no-reboot"]
+    words += ["-kernel", root / "vmlinuz", "-initrd", image]
+    words += ["-append", f"console={machine.console} quiet rdinit=/init"]
+    say("starting the machine")
+    process = subprocess.Popen(
+        ["timeout", str(seconds), *map(str, words)],
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    well = False
+    for line in process.stdout:
+        sys.stdout.buffer.write(line.replace(b"\r\n", b"\n"))
+        sys.stdout.flush()
+        well |= line.strip() == b"ended with 0"
+    code = process.wait()
+    if code == 124:  # of timeout(1)
+        raise Failure(f"the machine did not end within {seconds:g} seconds")
+    if code:
+        raise Failure(f"QEMU ended with {code}")
+    return well
+
+
+def main() -> int:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    parser = argparse.ArgumentParser(description="Runs the suite in an emulated machine.")
+    add = parser.add_argument
+    add("--machine", choices=MACHINES, default="aarch64", help="(default %(default)s)")
+    add("--suite", default="trixie", help="of Debian (default %(default)s)")
+    add("--dist", type=Path, default=Path("dist"), help="with the wheel (default %(default)s)")
+    add("--cache", type=Path, default=Path(caches) / "aioproc-machines", help="(%(default)s)")
+    add("--mirror", help="of Debian (default: apt's own)")
+    add("--refresh", action="store_true", help="make what is cached anew")
+    add("--timeout", type=float, default=7200, help="seconds for the run (default %(default)s)")
+    add("pytest", nargs="*", metavar="PYTEST ARGUMENTS")
+    options = parser.parse_args()
+    machine = MACHINES[options.machine]
+    foreign = options.machine != platform.machine()
+    cache: Path = options.cache.resolve() / options.machine
+    cache.mkdir(parents=True, exist_ok=True)
+    if options.refresh:
+        (cache / f"{options.suite}.ready").unlink(missing_ok=True)
+    try:
+        root = debian(machine, foreign, cache, options.suite, options.mirror)
+        site_packages(root, options.machine, options.dist.resolve(), cache / "pip.log")
+        with tempfile.TemporaryDirectory(prefix="aioproc-") as folder:
+            image = Path(folder) / "disk"
+            disk(root, image, options.pytest)
+            well = emulate(machine, root, image, options.timeout)
+    except Failure as failure:
+        raise SystemExit(f"machines: {failure}") from None
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
