@@ -379,7 +379,8 @@ def wine() -> str:
 
 
 def wine_everywhere() -> str:
-    return run_tests(sys.executable, "tools/wine.py", "--", "-q")
+    command = [sys.executable, "tools/wine.py", "--timeout", str(FUSE - 60)]
+    return run_tests(*command, "--", "-q")
 
 
 # -- the table

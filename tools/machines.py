@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -163,7 +164,9 @@ def emulate(machine: Machine, root: Path, image: Path, seconds: float) -> bool:
     assert process.stdout is not None
     well = False
     for line in process.stdout:
-        sys.stdout.buffer.write(line.replace(b"\r\n", b"\n"))
+        # The firmware clears the screen, and more of the kind.
+        line = re.sub(rb"\x1b(c|\[[0-9;?]*[A-Za-z])|\r", b"", line)
+        sys.stdout.buffer.write(line)
         sys.stdout.flush()
         well |= line.strip() == b"ended with 0"
     code = process.wait()
