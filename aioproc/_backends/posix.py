@@ -13,20 +13,18 @@ import errno
 import os
 import sys
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .base import (
     UNKNOWN_EXIT,
-    ReadEnd,
     ResourceUsage,
     WithoutJobs,
-    WriteEnd,
     generation,
     spawn_error,
     warn_unknown_exit,
 )
+from .child import BaseChild
 from .pipes import Stdio
 from .popen import popen
 from .residents import REJOIN, Resident, Residents
@@ -87,41 +85,18 @@ def _usage(completion: Any) -> ResourceUsage | None:
     )
 
 
-class NativeChild:
+class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = (
-        "__weakref__",
-        "_error",
-        "_generation",
-        "_port",
-        "_spec",
-        "_token",
-        "on_exit",
-        "pid",
-        "returncode",
-        "rusage",
-        "started",
-        "stderr",
-        "stdin",
-        "stdout",
-    )
+    __slots__ = ("_generation", "_port", "_spec", "_token")
 
     def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
+        super().__init__(pid, stdio)
         self._port: _Port | None = port
         self._token = token
         #: For the error of a failed exec; let go of once it has worked.
         self._spec: SpawnSpec | None = spec
         self._generation = generation.number
-        self._error: OSError | None = None
-        self.pid = pid
-        self.returncode: int | None = None
-        self.rusage: ResourceUsage | None = None
-        self.started: asyncio.Future[None] | None = None
-        self.on_exit: Callable[[], None] | None = None
-        self.stdin: WriteEnd | None = stdio.stdin
-        self.stdout: ReadEnd | None = stdio.stdout
-        self.stderr: ReadEnd | None = stdio.stderr
 
     def send_signal(self, signal: int) -> None:
         if self.returncode is not None or self._generation != generation.number:
@@ -149,14 +124,8 @@ class NativeChild:
         # None again while the loop's thread takes the news from the port.
         return self.returncode
 
-    def expect_exit(self) -> None:
-        pass
-
     def abandon(self) -> None:
-        self.on_exit = None
-        for end in (self.stdin, self.stdout, self.stderr):
-            if end is not None:
-                end.close()
+        self._leave()
         port = self._port
         if port is not None and self.returncode is None:
             port.abandon(self._token)
@@ -176,24 +145,10 @@ class NativeChild:
         else:
             self.returncode = os.waitstatus_to_exitcode(status)
 
-    def has_ended(self) -> bool:
-        return self.returncode is not None or self._error is not None
-
     def tell(self) -> None:
-        """In the loop: what is known by now."""
-        started = self.started
-        if started is not None and not started.done():
-            if self._error is None:
-                started.set_result(None)
-                self.started = self._spec = None
-            else:
-                started.set_exception(self._error)
-        if self.returncode is None:
-            return
-        on_exit = self.on_exit
-        if on_exit is not None:
-            self.on_exit = None
-            on_exit()
+        super().tell()
+        if self.started is None:
+            self._spec = None
 
 
 class _Port(Resident[NativeChild]):

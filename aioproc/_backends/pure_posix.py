@@ -11,18 +11,16 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .base import (
     UNKNOWN_EXIT,
-    ReadEnd,
     ResourceUsage,
     WithoutJobs,
-    WriteEnd,
     generation,
     warn_unknown_exit,
 )
+from .child import BaseChild
 from .pipes import Stdio
 from .popen import popen
 from .residents import REJOIN, Resident, Residents
@@ -68,38 +66,14 @@ def _exit_status_of(pidfd: int) -> int | None:
     return int.from_bytes(info[60:64], sys.byteorder)
 
 
-class PureChild:
+class PureChild(BaseChild):
     """base.Child over a pid that this room reaps."""
 
-    __slots__ = (
-        "__weakref__",
-        "_generation",
-        "_lock",
-        "_peak",
-        "_reaping",
-        "_tries",
-        "_watch",
-        "on_exit",
-        "pid",
-        "pidfd",
-        "returncode",
-        "rusage",
-        "started",
-        "stderr",
-        "stdin",
-        "stdout",
-    )
+    __slots__ = ("_generation", "_lock", "_peak", "_reaping", "_tries", "_watch", "pidfd")
 
     def __init__(self, pid: int, stdio: Stdio) -> None:
-        self.pid = pid
+        super().__init__(pid, stdio)
         self.pidfd = -1
-        self.returncode: int | None = None
-        self.rusage: ResourceUsage | None = None
-        self.started: asyncio.Future[None] | None = None
-        self.on_exit: Callable[[], None] | None = None
-        self.stdin: WriteEnd | None = stdio.stdin
-        self.stdout: ReadEnd | None = stdio.stdout
-        self.stderr: ReadEnd | None = stdio.stderr
         self._generation = generation.number
         self._peak = _own_peak()
         self._tries = 0
@@ -151,10 +125,7 @@ class PureChild:
             self._watch.hurry()
 
     def abandon(self) -> None:
-        self.on_exit = None
-        for end in (self.stdin, self.stdout, self.stderr):
-            if end is not None:
-                end.close()
+        self._leave()
         if self._generation != generation.number:
             return
         try:
@@ -224,10 +195,7 @@ class PureChild:
         """In the loop's thread, after the reaping."""
         self._watch = None
         self.close_pidfd()
-        on_exit = self.on_exit
-        if on_exit is not None:
-            self.on_exit = None
-            on_exit()
+        super().tell()
 
     def close_pidfd(self) -> None:
         with self._lock:

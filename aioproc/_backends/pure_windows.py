@@ -11,10 +11,10 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .base import ReadEnd, ResourceUsage, WithoutJobs, WriteEnd
+from .base import ResourceUsage, WithoutJobs
+from .child import BaseChild
 from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 from .residents import Residents
 
@@ -51,37 +51,14 @@ def _usage(handle: int) -> ResourceUsage | None:
     return ResourceUsage(times[3] / 1e7, times[2] / 1e7, peak, *[0] * 6)
 
 
-class WindowsChild:
+class WindowsChild(BaseChild):
     """base.Child over a process handle that this room owns."""
 
-    __slots__ = (
-        "__weakref__",
-        "_ends",
-        "_lock",
-        "handle",
-        "on_exit",
-        "pid",
-        "port",
-        "returncode",
-        "rusage",
-        "started",
-        "stderr",
-        "stdin",
-        "stdout",
-        "wait_address",
-        "wait_handle",
-    )
+    __slots__ = ("_ends", "_lock", "handle", "port", "wait_address", "wait_handle")
 
     def __init__(self, pid: int, handle: int, stdio: Stdio) -> None:
-        self.pid = pid
+        super().__init__(pid, stdio)
         self.handle = handle
-        self.returncode: int | None = None
-        self.rusage: ResourceUsage | None = None
-        self.started: asyncio.Future[None] | None = None
-        self.on_exit: Callable[[], None] | None = None
-        self.stdin: WriteEnd | None = stdio.stdin
-        self.stdout: ReadEnd | None = stdio.stdout
-        self.stderr: ReadEnd | None = stdio.stderr
         #: Those that abandon() has to close.
         self._ends: tuple[PipeWriteEnd | PipeReadEnd | None, ...]
         self._ends = (stdio.stdin, stdio.stdout, stdio.stderr)
@@ -147,16 +124,6 @@ class WindowsChild:
                 handle, self.handle = self.handle, 0
                 _winapi.CloseHandle(handle)
             return True
-
-    def tell(self) -> None:
-        """In the loop's thread, after the reaping."""
-        on_exit = self.on_exit
-        if on_exit is not None:
-            self.on_exit = None
-            on_exit()
-
-    def expect_exit(self) -> None:
-        pass  # it will be told
 
     def become_orphan(self) -> None:
         self.port = None

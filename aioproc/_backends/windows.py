@@ -21,7 +21,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .base import ReadEnd, ResourceUsage, WriteEnd, logger
+from .base import ResourceUsage, logger
+from .child import BaseChild
 from .residents import REJOIN, Resident, Residents, shut_down
 from .windows_jobs import NativeJob
 from .windows_native import check, ffi, lib, windows_error
@@ -73,40 +74,18 @@ def _usage(completion: Any) -> ResourceUsage | None:
     )
 
 
-class NativeChild:
+class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = (
-        "__weakref__",
-        "_error",
-        "_in_jobs",
-        "_port",
-        "_token",
-        "on_exit",
-        "pid",
-        "returncode",
-        "rusage",
-        "started",
-        "stderr",
-        "stdin",
-        "stdout",
-    )
+    __slots__ = ("_in_jobs", "_port", "_token")
 
     def __init__(self, port: _Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
+        super().__init__(0, stdio)  # without a pid until `started`
+        self.started = loop.create_future()
         self._port: _Port | None = port
         #: 0 once the C layer has forgotten it.
         self._token = token
-        self._error: OSError | None = None
         self._in_jobs = False
-        #: 0 until `started`.
-        self.pid = 0
-        self.returncode: int | None = None
-        self.rusage: ResourceUsage | None = None
-        self.started: asyncio.Future[None] | None = loop.create_future()
-        self.on_exit: Callable[[], None] | None = None
-        self.stdin: WriteEnd | None = stdio.stdin
-        self.stdout: ReadEnd | None = stdio.stdout
-        self.stderr: ReadEnd | None = stdio.stderr
 
     def __del__(self) -> None:
         # Only an orphan can be forgotten by everybody before it has ended. The garbage
@@ -150,14 +129,8 @@ class NativeChild:
         # None again while the loop's thread takes the news from the port.
         return self.returncode
 
-    def expect_exit(self) -> None:
-        pass
-
     def abandon(self) -> None:
-        self.on_exit = None
-        for end in (self.stdin, self.stdout, self.stderr):
-            if end is not None:
-                end.close()
+        self._leave()
         token, self._token = self._token, 0
         if token:
             lib.ap_abandon(token)
@@ -182,22 +155,6 @@ class NativeChild:
         if self._in_jobs and number in (ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED):
             return windows_error(number, _JOBS_NOTE)
         return windows_error(number)
-
-    def tell(self) -> None:
-        """In the loop: what is known by now."""
-        started = self.started
-        if started is not None and not started.done():
-            if self._error is None:
-                started.set_result(None)
-                self.started = None
-            else:
-                started.set_exception(self._error)
-        if self.returncode is None:
-            return
-        on_exit = self.on_exit
-        if on_exit is not None:
-            self.on_exit = None
-            on_exit()
 
 
 # -- the port
