@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from aioproc import _backends
 from aside import collect
 from conftest import open_fds
 from helpers import script
-from programs import TRUE, posix_only
+from programs import TRUE, WINDOWS, posix_only
 
 pytestmark = pytest.mark.asyncio
 
@@ -445,3 +446,11 @@ async def test_hundreds_of_failures(aioproc: Any, files: Path) -> None:
 @pytest.mark.heavy
 async def test_thousands_of_failures(aioproc: Any, files: Path) -> None:
     await fail_in_every_way(aioproc, files, 10_000)
+
+
+async def test_job_objects_are_not_everywhere(aioproc: Any) -> None:
+    if WINDOWS and _backends.current().name == "native":
+        pytest.skip("tests/test_windows_job.py")
+    for options in ({}, {"kill_on_close": False}):
+        with pytest.raises(NotImplementedError, match="Windows and the native backend"):
+            aioproc.Job(**options)

@@ -19,14 +19,16 @@ from aioproc import Job, _job
 from conftest import Loop, is_alive, run, settle
 from programs import CAT, LEAVES_CAT, PYTHON, SLEEP, WINDOWS, ends, python
 
-if WINDOWS:
-    import windows
+if not WINDOWS:
+    pytest.skip("about Windows", allow_module_level=True)
+
+import windows
 
 Factory = Callable[[], Loop]
 
 PIPE = aioproc_package.PIPE
 
-native = pytest.mark.usefixtures("native")
+pytestmark = pytest.mark.usefixtures("native")
 
 #: Starts a grandchild, says its number, and waits for it.
 TREE = python(
@@ -65,7 +67,6 @@ def environment() -> dict[str, str]:
 # -- ended as one
 
 
-@native
 @pytest.mark.asyncio
 @pytest.mark.parametrize("code", [0, 1, 7, 259, 0xC000013A, 0xFFFFFFFF])
 async def test_terminate_ends_a_tree(code: int) -> None:
@@ -81,7 +82,6 @@ async def test_terminate_ends_a_tree(code: int) -> None:
         assert settle(lambda: not is_alive(grandchild))
 
 
-@native
 @pytest.mark.asyncio
 async def test_terminate_without_a_process() -> None:
     with Job() as job:
@@ -92,7 +92,6 @@ async def test_terminate_without_a_process() -> None:
         job.terminate()
 
 
-@native
 @pytest.mark.asyncio
 async def test_close_ends_what_is_left() -> None:
     job = Job()
@@ -102,7 +101,6 @@ async def test_close_ends_what_is_left() -> None:
     assert settle(lambda: not is_alive(grandchild))
 
 
-@native
 @pytest.mark.asyncio
 async def test_close_leaves_alone_what_is_left() -> None:
     job = Job(kill_on_close=False)
@@ -116,7 +114,6 @@ async def test_close_leaves_alone_what_is_left() -> None:
     assert await end(process) == 0
 
 
-@native
 @pytest.mark.asyncio
 @pytest.mark.parametrize("kill_on_close", [True, False])
 async def test_async_with(kill_on_close: bool) -> None:
@@ -136,7 +133,6 @@ async def test_async_with(kill_on_close: bool) -> None:
     assert await end(process) == 1
 
 
-@native
 @pytest.mark.asyncio
 async def test_async_with_cancelled() -> None:
     """Twice: once in the block, once when it is left."""
@@ -163,7 +159,6 @@ async def test_async_with_cancelled() -> None:
     assert settle(lambda: not is_alive(grandchild))
 
 
-@native
 @pytest.mark.asyncio
 async def test_async_with_ends_what_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has got into the job while the block is being left."""
@@ -186,7 +181,6 @@ async def test_async_with_ends_what_comes_late(monkeypatch: pytest.MonkeyPatch) 
 # -- waited for
 
 
-@native
 @pytest.mark.asyncio
 async def test_wait_is_for_grandchildren() -> None:
     with Job() as job:
@@ -204,7 +198,6 @@ async def test_wait_is_for_grandchildren() -> None:
         assert await process.stdout.read() == b""
 
 
-@native
 @pytest.mark.asyncio
 async def test_wait_is_for_children() -> None:
     """One whose grandchild has ended, and that closed its pipes, is waited for."""
@@ -223,7 +216,6 @@ async def test_wait_is_for_children() -> None:
         assert await end(process) == 3
 
 
-@native
 @pytest.mark.asyncio
 async def test_several_children_and_waiters(monkeypatch: pytest.MonkeyPatch) -> None:
     # By what the system tells.
@@ -244,7 +236,6 @@ async def test_several_children_and_waiters(monkeypatch: pytest.MonkeyPatch) -> 
             assert await end(process) == code
 
 
-@native
 @pytest.mark.asyncio
 async def test_wait_can_be_cancelled() -> None:
     async with Job() as job:
@@ -263,7 +254,6 @@ async def test_wait_can_be_cancelled() -> None:
         await process.wait()
 
 
-@native
 @pytest.mark.asyncio
 async def test_a_message_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_job, "LOOK_AGAIN", 0.01)
@@ -277,7 +267,6 @@ async def test_a_message_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
         await process.wait()
 
 
-@native
 def test_wait_in_another_loop(new_loop: Factory) -> None:
     async def main() -> None:
         with Job() as job:
@@ -295,7 +284,6 @@ def test_wait_in_another_loop(new_loop: Factory) -> None:
 # -- closed
 
 
-@native
 @pytest.mark.asyncio
 @pytest.mark.parametrize("in_thread", [False, True])
 async def test_closed_while_somebody_waits(in_thread: bool) -> None:
@@ -315,7 +303,6 @@ async def test_closed_while_somebody_waits(in_thread: bool) -> None:
     assert await end(process) == 1
 
 
-@native
 @pytest.mark.asyncio
 async def test_what_a_closed_job_says() -> None:
     job = Job()
@@ -340,7 +327,6 @@ async def test_what_a_closed_job_says() -> None:
         pass
 
 
-@native
 @pytest.mark.asyncio
 async def test_bad_input() -> None:
     with Job() as job:
@@ -363,13 +349,11 @@ async def test_bad_input() -> None:
         await aioproc_package.create_subprocess_exec(*CAT, startupinfo=info)
 
 
-@native
 def test_without_a_loop() -> None:
     with pytest.raises(RuntimeError, match="no running event loop"):
         Job()
 
 
-@native
 def test_the_loop_is_closed_with_an_open_job(new_loop: Factory) -> None:
     async def main() -> Any:
         job = Job()
@@ -391,7 +375,6 @@ def test_the_loop_is_closed_with_an_open_job(new_loop: Factory) -> None:
     process._transport.close()
 
 
-@native
 def test_the_loop_is_closed_with_a_job_that_nobody_holds(new_loop: Factory) -> None:
     async def main() -> Any:
         Job()
@@ -427,7 +410,6 @@ asyncio.run(main())
 """
 
 
-@native
 def test_the_interpreter_ends_with_open_jobs() -> None:
     done = subprocess.run(
         [PYTHON, "-c", AT_EXIT], env=environment(), capture_output=True, text=True
@@ -440,7 +422,6 @@ def test_the_interpreter_ends_with_open_jobs() -> None:
     assert settle(lambda: not is_alive(left))
 
 
-@native
 @pytest.mark.asyncio
 async def test_a_job_is_dropped() -> None:
     job = Job()
@@ -453,7 +434,6 @@ async def test_a_job_is_dropped() -> None:
     Job()  # without a process there is nothing to warn of
 
 
-@native
 def test_a_job_outlives_the_shutdown_of_generators(new_loop: Factory) -> None:
     """Somebody does that and goes on using the loop."""
 
@@ -470,7 +450,6 @@ def test_a_job_outlives_the_shutdown_of_generators(new_loop: Factory) -> None:
     run(new_loop, main())
 
 
-@native
 def test_a_port_lives_as_long_as_its_jobs(
     new_loop: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,7 +478,6 @@ def test_a_port_lives_as_long_as_its_jobs(
     run(new_loop, main())
 
 
-@native
 def test_hundreds_of_loops_leave_nothing(any_loop: Factory) -> None:
     async def main(number: int) -> None:
         if number % 3:
@@ -523,7 +501,6 @@ def test_hundreds_of_loops_leave_nothing(any_loop: Factory) -> None:
     assert threading.active_count() == threads
 
 
-@native
 def test_many_threads(any_loop: Factory) -> None:
     """Uses and closings at the same time."""
 
@@ -560,7 +537,6 @@ def test_many_threads(any_loop: Factory) -> None:
 # -- in each other
 
 
-@native
 @pytest.mark.asyncio
 async def test_nested() -> None:
     async with Job() as outer, Job() as inner:
@@ -578,7 +554,6 @@ async def test_nested() -> None:
         assert await one.wait() == 0
 
 
-@native
 @pytest.mark.asyncio
 async def test_what_cannot_be_nested() -> None:
     """Jobs that have members of their own; and nothing is left of the child."""
@@ -611,7 +586,6 @@ asyncio.run(main())
 """
 
 
-@native
 @pytest.mark.asyncio
 async def test_we_are_in_a_job_ourselves() -> None:
     async with Job() as job:
@@ -628,7 +602,6 @@ async def test_we_are_in_a_job_ourselves() -> None:
 # -- how a child gets into it
 
 
-@native
 @pytest.mark.asyncio
 async def test_startupinfo() -> None:
     base = subprocess.STARTUPINFO(  # type: ignore[attr-defined]
@@ -651,7 +624,6 @@ async def test_startupinfo() -> None:
             await job.wait()
 
 
-@native
 @pytest.mark.asyncio
 async def test_a_shell_command_after_a_timeout() -> None:
     """What Process.kill() leaves alive, a job ends."""
@@ -669,7 +641,6 @@ async def test_a_shell_command_after_a_timeout() -> None:
     assert await process.stdout.read() == b""
 
 
-@native
 @pytest.mark.asyncio
 async def test_a_failed_spawn_in_a_job() -> None:
     async with Job() as job:
@@ -678,15 +649,3 @@ async def test_a_failed_spawn_in_a_job() -> None:
         assert "job" not in str(caught.value)
         assert job.active == 0
         await job.wait()
-
-
-# -- where there are none
-
-
-@pytest.mark.asyncio
-async def test_not_here(aioproc: Any) -> None:
-    if WINDOWS and aioproc_package._backends.current().name == "native":
-        pytest.skip("there are jobs here")
-    for options in ({}, {"kill_on_close": False}):
-        with pytest.raises(NotImplementedError, match="Windows and the native backend"):
-            aioproc.Job(**options)
