@@ -443,3 +443,17 @@ async def test_hundreds_of_failures(aioproc: Any, files: Path) -> None:
 async def test_sys_executable_runs(aioproc: Any) -> None:
     """Also in a virtual environment, where another process does the work."""
     assert await output(aioproc, sys.executable, "-c", "print(6 * 7)") == b"42" + NL
+
+
+@pytest.mark.parametrize("handle", [0, -1, 0x7FFF0], ids=["none", "invalid", "closed"])
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_without_a_standard_stream(aioproc: Any, number: int, handle: int) -> None:
+    """As in a program without a console: the child has NUL."""
+    code = "sys.stderr.write('e'); sys.stdout.write('o'); sys.exit(len(sys.stdin.read()))"
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), aioproc.PIPE)
+    del streams[("stdin", "stdout", "stderr")[number]]
+    with windows.standard_handle(number, handle):
+        process = await aioproc.create_subprocess_exec(*python(code), **streams)
+    expected = [None if number == 1 else b"o", None if number == 2 else b"e"]
+    assert list(await process.communicate(None if number == 0 else b"x")) == expected
+    assert process.returncode == (0 if number == 0 else 1)

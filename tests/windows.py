@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from ctypes import wintypes
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
@@ -29,6 +31,9 @@ _kernel32.CreateToolhelp32Snapshot.restype = wintypes.HANDLE
 _kernel32.CreateIoCompletionPort.argtypes = [_pointer, _pointer, _pointer, wintypes.DWORD]
 _kernel32.CreateIoCompletionPort.restype = wintypes.HANDLE
 _kernel32.CreateJobObjectW.restype = wintypes.HANDLE
+_kernel32.GetStdHandle.argtypes = [wintypes.DWORD]
+_kernel32.GetStdHandle.restype = wintypes.HANDLE
+_kernel32.SetStdHandle.argtypes = [wintypes.DWORD, wintypes.HANDLE]
 
 
 class _Handle(ctypes.Structure):
@@ -171,3 +176,15 @@ def is_alive(pid: int) -> bool:
         return _kernel32.WaitForSingleObject(handle, 0) != 0  # type: ignore[no-any-return]
     finally:
         _kernel32.CloseHandle(handle)
+
+
+@contextlib.contextmanager
+def standard_handle(number: int, handle: int) -> Iterator[None]:
+    """Another one of ours for stdin, stdout or stderr."""
+    name = 2**32 - 10 - number  # STD_INPUT_HANDLE and so on
+    former = _kernel32.GetStdHandle(name)
+    assert _kernel32.SetStdHandle(name, handle)
+    try:
+        yield
+    finally:
+        assert _kernel32.SetStdHandle(name, former)

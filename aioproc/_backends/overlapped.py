@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .._spec import SpawnSpec
     from .pure_windows import WindowsChild
 
-PIPE = -1
+DEVNULL, PIPE = -3, -1
 
 #: Bytes that Windows keeps for a pipe's reader.
 PIPE_SIZE = 64 * 1024
@@ -40,6 +40,9 @@ MOST_WRITTEN = 64 * 1024
 OFTEN, SELDOM = 10, 1000
 #: Most packets taken from the port at a time.
 BATCH = 64
+
+#: Of stdin, stdout and stderr, as GetStdHandle takes them.
+STANDARD = _winapi.STD_INPUT_HANDLE, _winapi.STD_OUTPUT_HANDLE, _winapi.STD_ERROR_HANDLE
 
 PIPE_REJECT_REMOTE_CLIENTS = 0x8
 FILE_READ_ATTRIBUTES, FILE_WRITE_ATTRIBUTES = 0x80, 0x100
@@ -490,6 +493,24 @@ def make_pipe(size: int, ours_reads: bool) -> tuple[int, int]:
     return ours, theirs
 
 
+def _has_standard(number: int) -> bool:
+    """Whether there is such a stream of ours to inherit. A program without a console has
+    none, or the number of one that is closed, which Popen trips over
+    (python/cpython#48155)."""
+    process = _winapi.GetCurrentProcess()
+    try:
+        handle = _winapi.GetStdHandle(STANDARD[number])
+        if not handle:
+            return False
+        copy = _winapi.DuplicateHandle(
+            process, handle, process, 0, False, _winapi.DUPLICATE_SAME_ACCESS
+        )
+    except OSError:
+        return False
+    _winapi.CloseHandle(copy)
+    return True
+
+
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
     __slots__ = ("theirs",)
 
@@ -525,3 +546,7 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
                 self._pipe(number, spec.pipesize if spec.pipesize > 0 else PIPE_SIZE, port)
             else:
                 self.theirs[number] = source
+        if any(source is not None for source in spec.stdio):
+            for number in range(2 if spec.stderr_to_stdout else 3):
+                if self.theirs[number] is None and not _has_standard(number):
+                    self.theirs[number] = DEVNULL

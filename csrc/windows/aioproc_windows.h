@@ -69,7 +69,7 @@ typedef struct {
   uint32_t creation_flags;
   uint32_t startup_flags; /* STARTUPINFO.dwFlags */
   uint32_t show_window;   /* STARTUPINFO.wShowWindow */
-  int64_t std[3];         /* 0 with AP_STD_HANDLES: what we have */
+  int64_t std[3];         /* 0 with AP_STD_HANDLES: what we have, else NUL */
   int32_t handle_count;   /* inheritable handles to pass on */
   int32_t job_count;      /* jobs that the child is a member of from the start */
 } ap_request;

@@ -60,10 +60,12 @@ static int duplicate_std(int number, int64_t source, HANDLE *result) {
                                 STD_ERROR_HANDLE};
   HANDLE handle = source ? to_handle(source) : GetStdHandle(names[number]);
   int64_t null;
-  if (handle && handle != INVALID_HANDLE_VALUE) return duplicate(handle, result);
-  if (source) return -ERROR_INVALID_HANDLE;
-  /* A program without a console has none. */
-  int error = ap_null_open(&null);
+  int error = -ERROR_INVALID_HANDLE;
+  if (handle && handle != INVALID_HANDLE_VALUE) error = duplicate(handle, result);
+  if (source || error != -ERROR_INVALID_HANDLE) return error;
+  /* A program without a console has none, or the number of one that is closed
+   * (python/cpython#48155). */
+  error = ap_null_open(&null);
   if (!error) *result = to_handle(null);
   return error;
 }
