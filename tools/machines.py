@@ -3,10 +3,10 @@ another kernel.
 
     tools/machines.py [--machine NAME] [--suite DEBIAN] [--dist DIR] [-- PYTEST ARGUMENTS]
 
-Userland, kernel and CPython are Debian's of that suite, in one RAM disk; the wheel that
-tools/cross.py has made is installed in it. Needs to be root on Debian or its like: QEMU
-comes by apt-get, and a foreign Debian is set up through binfmt_misc. All takes about
-twenty times as long as here.
+Userland, kernel and CPython are Debian's of that suite, in one RAM disk. The wheel that
+tools/cross.py has made is installed in it; where there is none, the extension is built
+there. Needs to be root on Debian or its like: QEMU comes by apt-get, and a foreign Debian is
+set up through binfmt_misc. All takes about twenty times as long as here.
 
 Everything lies in the cache folder, is made once, and is made anew with --refresh.
 """
@@ -32,20 +32,25 @@ from tools.debian import Failure, clean_environment, copy_tree, enter, make_root
 
 class Machine(NamedTuple):
     debian: str
-    #: The package with the emulator, and its command.
-    package: str
-    emulator: tuple[str, ...]
+    #: What QEMU calls it, and the packages with it.
+    kind: str
+    packages: tuple[str, ...]
     console: str
+    has_wheel: bool
 
 
 MACHINES = {
-    "x86_64": Machine("amd64", "qemu-system-x86", ("qemu-system-x86_64", "-M", "q35"), "ttyS0"),
-    "aarch64": Machine(
-        "arm64", "qemu-system-arm", ("qemu-system-aarch64", "-M", "virt"), "ttyAMA0"
-    ),
+    "x86_64": Machine("amd64", "q35", ("qemu-system-x86",), "ttyS0", True),
+    "aarch64": Machine("arm64", "virt", ("qemu-system-arm",), "ttyAMA0", True),
+    "riscv64": Machine("riscv64", "virt", ("qemu-system-misc", "opensbi"), "ttyS0", False),
+    # Its bytes are in the other order.
+    "s390x": Machine("s390x", "s390-ccw-virtio", ("qemu-system-misc",), "ttysclp0", False),
 }
 
-WHEELS = ["cffi>=1.17", "pytest>=8", "pytest-asyncio>=1.4", "setuptools>=77", "uvloop>=0.21"]
+WHEELS = ["pytest>=8", "pytest-asyncio>=1.4"]
+NATIVE_WHEELS = ["cffi>=1.17", "setuptools>=77", "uvloop>=0.21"]
+#: Instead of these, of Debian: what builds the extension.
+BUILDERS = ["gcc", "libc6-dev", "python3-dev", "python3-cffi", "python3-setuptools"]
 #: What only runs in a clone, or measures.
 LEFT_OUT = ["test_bench.py", "test_build.py", "test_readme.py"]
 
@@ -75,7 +80,7 @@ name=$(apt-cache depends "$1" | sed -n 's/.*Depends: \\(linux-image-.*\\)/\\1/p'
 cd /tmp
 apt-get -q -o APT::Sandbox::User=root download "$name"
 dpkg -x ./*.deb kernel
-cp kernel/boot/vmlinuz-* /vmlinuz
+cp kernel/boot/vmlinu[xz]-* /vmlinuz
 apt-get clean
 rm -rf /var/lib/apt/lists /usr/share/doc /usr/share/man /usr/share/locale
 """
@@ -92,12 +97,13 @@ def debian(machine: Machine, foreign: bool, cache: Path, suite: str, mirror: str
     if ready.exists():
         return root
     log = cache / "debian.log"
-    packages = [machine.package, "cpio"]
+    packages = [*machine.packages, "cpio"]
     if foreign:
         packages += ["qemu-user-static", "binfmt-support"]
     say(f"installing {' '.join(packages)}")
     install(log, *packages)
-    make_root(root, mirror, lambda _: ["python3", "procps"], log, machine.debian)
+    programs = ["python3", "procps", *([] if machine.has_wheel else BUILDERS)]
+    make_root(root, mirror, lambda _: programs, log, machine.debian)
     shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
     words = ["sh", "-c", KERNEL, "sh", f"linux-image-{machine.debian}"]
     must(enter(root, words, {}), log, "the kernel's download")
@@ -111,7 +117,8 @@ def version(root: Path) -> str:
     return folder.parent.name.removeprefix("python")
 
 
-def site_packages(root: Path, name: str, dist: Path, log: Path) -> None:
+def install_tests(machine: Machine, name: str, root: Path, dist: Path, log: Path) -> None:
+    """What the suite needs, and the suite: without the sources, where there is a wheel."""
     python = version(root)
     site = root / "usr" / "local" / "lib" / f"python{python}" / "dist-packages"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
@@ -119,17 +126,25 @@ def site_packages(root: Path, name: str, dist: Path, log: Path) -> None:
     pip += ["--python-version", python, "--implementation", "cp", "--only-binary=:all:"]
     for glibc in ("2_28", "2_17"):
         pip += ["--platform", f"manylinux_{glibc}_{name}"]
-    must([*pip, *WHEELS, *(["typing_extensions"] if python < "3.13" else [])], log, "pip")
-    must([*pip, "--no-deps", "--no-index", "--find-links", dist, "aioproc"], log, "pip")
+    wheels = [*WHEELS, *(NATIVE_WHEELS if machine.has_wheel else [])]
+    wheels += ["typing_extensions"] if python < "3.13" else []
+    must([*pip, *wheels], log, "pip")
+    tree = root / "srv" / "tree"
+    copy_tree(tree)
+    if machine.has_wheel:
+        must([*pip, "--no-deps", "--no-index", "--find-links", dist, "aioproc"], log, "pip")
+        for folder in ("aioproc", "csrc"):
+            shutil.rmtree(tree / folder)
+        (tree / "setup.py").unlink()
+    else:
+        say("building the extension")
+        build = ["env", "-C", "/srv/tree", "AIOPROC_BUILD_EXTENSION=require"]
+        build += ["python3", "setup.py", "-q", "build_ext", "--inplace"]
+        must(enter(root, build, {}), log, "the build")
 
 
 def disk(root: Path, image: Path, arguments: list[str]) -> None:
-    """The RAM disk: the root, our tests without the sources, and what is to be run."""
-    tree = root / "srv" / "tree"
-    copy_tree(tree)
-    for name in ("aioproc", "csrc"):
-        shutil.rmtree(tree / name)
-    (tree / "setup.py").unlink()
+    """The RAM disk: the root, and what is to be run."""
     words = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "--color=no"]
     words += [f"--ignore=tests/{name}" for name in LEFT_OUT]
     (root / "srv" / "command").write_text(shlex.join([*words, *arguments]) + "\n")
@@ -146,11 +161,11 @@ def disk(root: Path, image: Path, arguments: list[str]) -> None:
             raise Failure("the RAM disk cannot be made")
 
 
-def emulate(machine: Machine, root: Path, image: Path, seconds: float) -> bool:
+def emulate(machine: Machine, name: str, root: Path, image: Path, seconds: float) -> bool:
     """Whether the tests ended well."""
-    words: list[str | Path] = [*machine.emulator]
     # Not by KVM: in a virtual machine that does not always work.
-    words += ["-accel", "tcg", "-cpu", "max"]
+    words: list[str | Path] = [f"qemu-system-{name}", "-M", machine.kind, "-accel", "tcg"]
+    words += ["-cpu", "max"]
     words += ["-smp", "2", "-m", "4G", "-net", "none", "-nographic", "-no-reboot"]
     words += ["-kernel", root / "vmlinuz", "-initrd", image]
     words += ["-append", f"console={machine.console} quiet rdinit=/init"]
@@ -198,11 +213,13 @@ def main() -> int:
         (cache / f"{options.suite}.ready").unlink(missing_ok=True)
     try:
         root = debian(machine, foreign, cache, options.suite, options.mirror)
-        site_packages(root, options.machine, options.dist.resolve(), cache / "pip.log")
+        dist: Path = options.dist.resolve()
+        install_tests(machine, options.machine, root, dist, cache / "pip.log")
         with tempfile.TemporaryDirectory(prefix="aioproc-") as folder:
             image = Path(folder) / "disk"
-            disk(root, image, options.pytest)
-            well = emulate(machine, root, image, options.timeout)
+            arguments = [*([] if machine.has_wheel else ["--no-uvloop"]), *options.pytest]
+            disk(root, image, arguments)
+            well = emulate(machine, options.machine, root, image, options.timeout)
     except Failure as failure:
         raise SystemExit(f"machines: {failure}") from None
     return 0 if well else 1
