@@ -32,19 +32,20 @@ from tools.debian import Failure, clean_environment, copy_tree, enter, make_root
 
 class Machine(NamedTuple):
     debian: str
-    #: What QEMU calls it, and the packages with it.
+    #: What QEMU calls it and its processor, and the packages with it.
     kind: str
+    cpu: str
     packages: tuple[str, ...]
     console: str
     has_wheel: bool
 
 
 MACHINES = {
-    "x86_64": Machine("amd64", "q35", ("qemu-system-x86",), "ttyS0", True),
-    "aarch64": Machine("arm64", "virt", ("qemu-system-arm",), "ttyAMA0", True),
-    "riscv64": Machine("riscv64", "virt", ("qemu-system-misc", "opensbi"), "ttyS0", False),
+    "x86_64": Machine("amd64", "q35", "max", ("qemu-system-x86",), "ttyS0", True),
+    "aarch64": Machine("arm64", "virt", "max", ("qemu-system-arm",), "ttyAMA0", True),
+    "riscv64": Machine("riscv64", "virt", "rv64", ("qemu-system-misc", "opensbi"), "ttyS0", False),
     # Its bytes are in the other order.
-    "s390x": Machine("s390x", "s390-ccw-virtio", ("qemu-system-misc",), "ttysclp0", False),
+    "s390x": Machine("s390x", "s390-ccw-virtio", "max", ("qemu-system-misc",), "ttysclp0", False),
 }
 
 WHEELS = ["pytest>=8", "pytest-asyncio>=1.4"]
@@ -165,7 +166,7 @@ def emulate(machine: Machine, name: str, root: Path, image: Path, seconds: float
     """Whether the tests ended well."""
     # Not by KVM: in a virtual machine that does not always work.
     words: list[str | Path] = [f"qemu-system-{name}", "-M", machine.kind, "-accel", "tcg"]
-    words += ["-cpu", "max"]
+    words += ["-cpu", machine.cpu]
     words += ["-smp", "2", "-m", "4G", "-net", "none", "-nographic", "-no-reboot"]
     words += ["-kernel", root / "vmlinuz", "-initrd", image]
     words += ["-append", f"console={machine.console} quiet rdinit=/init"]
