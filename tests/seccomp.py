@@ -4,7 +4,7 @@ To be used in a helper process (tests/aside.py), or for a whole command:
 
     python tests/seccomp.py pidfd_open,clone3 CMD ARGS     refuses them with EPERM
 
-x86_64 and aarch64.
+x86_64, aarch64 and riscv64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ try:
 except ImportError:  # without libffi: tools/musl.py
     ctypes = None  # type: ignore[assignment]
 
-#: name -> number on x86_64 and aarch64. A name in brackets stands for an argument, below.
+#: name -> number on x86_64 and on newer machines. A name in brackets stands for an
+#: argument, below.
 NUMBERS = {
     "clone": (56, 220),
     "clone(CLONE_PIDFD)": (56, 220),
@@ -35,7 +36,11 @@ NUMBERS = {
     "timerfd_create": (283, 85),
     "waitid": (247, 95),
 }
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_ARCHITECTURES = {
+    "x86_64": (0, 0xC000003E),
+    "aarch64": (1, 0xC00000B7),
+    "riscv64": (1, 0xC00000F3),
+}
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 # Offsets in struct seccomp_data (linux/seccomp.h).

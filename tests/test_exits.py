@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import seccomp
 from aioproc import UNKNOWN_EXIT
 from aside import Aside, settle
 from conftest import is_alive
@@ -120,6 +121,7 @@ run(main())
 """
 
 
+@pytest.mark.skipif(not seccomp.SUPPORTED, reason="no system call numbers for this machine")
 @no_reaping
 def test_a_status_that_nobody_knows(aside: Aside) -> None:
     aside.run(UNKNOWN)

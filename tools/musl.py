@@ -36,7 +36,6 @@ WHEELS = ["cffi>=1.17", "pytest>=8", "pytest-asyncio>=1.4", "setuptools>=77"]
 #: Those that need ctypes (besides those that skip themselves) or zlib.
 LEFT_OUT = [
     "test_readme.py::test_the_main_job",
-    "test_exits.py::test_a_status_that_nobody_knows",
     "test_exits.py::test_a_traced_child",
     "test_inherit.py::test_the_calling_threads_attributes",
     "test_inherit.py::test_as_with_asyncio",
