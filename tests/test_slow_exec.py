@@ -72,46 +72,20 @@ def slow(tmp_path: Path) -> Iterator[Slow]:
         yield Slow(program, holder)
 
 
-async def longest_gap(until: asyncio.Event) -> float:
-    """Of the loop, in seconds."""
-    loop = asyncio.get_running_loop()
-    longest, last = 0.0, loop.time()
-    while not until.is_set():
-        await asyncio.sleep(0.001)
-        longest, last = max(longest, loop.time() - last), loop.time()
-    return longest
-
-
 async def test_others_are_not_held_up(strategy: Any, slow: Slow) -> None:
-    loop = asyncio.get_running_loop()
+    """Neither the loop nor another child waits for an exec that goes on for as long as the
+    lease (45 s, /proc/sys/fs/lease-break-time)."""
     await (await strategy.create_subprocess_exec("true")).wait()
     before = children()
-    gaps, times = [], []
-    pending: list[asyncio.Task[Any]] = []
-    for _ in range(3):  # the machine may be busy; a loop that is held up is so every time
-        done = asyncio.Event()
-        ticker = asyncio.ensure_future(longest_gap(done))
-        await asyncio.sleep(0)
-        while len(pending) < COUNT:
-            pending.append(asyncio.ensure_future(strategy.create_subprocess_exec(slow.program)))
-        await asyncio.sleep(0.01)
-        start = loop.time()
+    pending = [
+        asyncio.ensure_future(strategy.create_subprocess_exec(slow.program)) for _ in range(COUNT)
+    ]
+    assert await settle(lambda: len(children() - before) == COUNT)
+    for _ in range(3):
         process = await strategy.create_subprocess_exec("/bin/true")
         assert await process.wait() == 0
-        times.append(loop.time() - start)
-        done.set()
-        gaps.append(await ticker)
-        assert len(children() - before) == COUNT
-        assert not any(task.done() for task in pending)
-        if gaps[-1] <= 0.05 and times[-1] <= 0.1:
-            break
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
-        assert await settle(lambda: children() == before)
-        pending.clear()
-    assert min(gaps) <= 0.05
-    assert min(times) <= 0.1
+    assert len(children() - before) == COUNT
+    assert not any(task.done() for task in pending)
     slow.let_go()
     for process in await asyncio.gather(*pending):
         assert await process.wait() == 0
