@@ -10,7 +10,9 @@ import subprocess
 def _ps(*columns: str) -> tuple[int, list[list[str]]]:
     """The pid of ps itself, and its lines."""
     words = ["ps", "-A", *(word for column in columns for word in ("-o", f"{column}="))]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    # procps' ps hangs with the address sanitizer's library (tools/check.py, "sanitizers").
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         return process.pid, [line.split() for line in process.stdout]
 
