@@ -25,7 +25,7 @@ import pytest
 
 import aioproc as aioproc_package
 from aioproc import _extra, _install, _process
-from conftest import FUSE
+from conftest import FUSE, loops, run
 from programs import CAT, KILLED, NL, TERMINATED, TRUE, WINDOWS, posix_only, python, sh, shell
 
 PIPE = asyncio.subprocess.PIPE
@@ -58,6 +58,18 @@ def asyncio_is_left_alone() -> Iterator[None]:
     before = what_is_there()
     yield
     assert what_is_there() == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_winloop_keeps(request: pytest.FixtureRequest) -> None:
+    """With its first child libuv makes a job object for the whole process
+    (uv__init_global_job), which is no leak of any test's."""
+
+    async def first() -> None:
+        await (await early_exec(*TRUE)).wait()
+
+    if "winloop" in loops(request.config):
+        run(loops(request.config)["winloop"], first())
 
 
 @pytest.fixture
