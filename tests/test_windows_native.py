@@ -346,6 +346,26 @@ def test_the_thread_of_a_port(new_loop: Factory, monkeypatch: pytest.MonkeyPatch
     run(new_loop, main())
 
 
+@pytest.mark.parametrize("program", [TRUE[0], __file__], ids=["starts", "fails"])
+@pytest.mark.asyncio
+async def test_generators_are_shut_down_while_a_child_is_made(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    """The loop goes on before CreateProcessW has come to an end."""
+    monkeypatch.setattr("aioproc._backends.windows.REJOIN", 0)
+    loop = asyncio.get_running_loop()
+    words = [program, *TRUE[1:]]
+    starting = [loop.create_task(aioproc.create_subprocess_exec(*words)) for _ in range(8)]
+    await asyncio.sleep(0)
+    await loop.shutdown_asyncgens()
+    for process in await asyncio.gather(*starting, return_exceptions=True):
+        if program == __file__:
+            assert isinstance(process, OSError)
+        else:
+            assert process.pid > 0
+            assert await process.wait() == 0
+
+
 # -- jobs
 
 JOB = """

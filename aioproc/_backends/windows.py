@@ -151,6 +151,11 @@ class NativeChild(BaseChild):
             self.rusage = _usage(completion)
             self.returncode = completion.exit_code
 
+    def tell(self) -> None:
+        # A loop that goes on after shutdown_asyncgens() asks before there is an answer.
+        if self.pid or self.has_ended():
+            super().tell()
+
     def _failure(self, number: int) -> OSError:
         if self._in_jobs and number in (ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED):
             return windows_error(number, _JOBS_NOTE)
