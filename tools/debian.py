@@ -103,6 +103,14 @@ def mirror() -> str:
     raise Failure("apt here knows no Debian archive; name one with --mirror")
 
 
+def install_packages(log: Path, *packages: str) -> None:
+    """On this system. Needs to be root."""
+    apt: list[str | Path] = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    # The lists may be old, or not there at all.
+    must([*apt, "update"], log, "apt-get update")
+    must([*apt, "install", "-y", "--no-install-recommends", *packages], log, "apt-get install")
+
+
 def make_root(
     root: Path,
     archive: str | None,
@@ -115,11 +123,7 @@ def make_root(
     architecture other than our own QEMU's user mode, known to binfmt_misc."""
     if shutil.which("debootstrap") is None:
         say("installing debootstrap")
-        apt: list[str | Path] = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-        # The lists may be old, or not there at all.
-        must([*apt, "update"], log, "apt-get update")
-        apt += ["install", "-y", "--no-install-recommends", "debootstrap"]
-        must(apt, log, "apt-get install")
+        install_packages(log, "debootstrap")
     if root.exists():
         shutil.rmtree(root)
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,16 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.debian import Failure, clean_environment, copy_tree, enter, make_root, must, say
+from tools.debian import (
+    Failure,
+    clean_environment,
+    copy_tree,
+    enter,
+    install_packages,
+    make_root,
+    must,
+    say,
+)
 
 
 class Machine(NamedTuple):
@@ -87,12 +96,6 @@ rm -rf /var/lib/apt/lists /usr/share/doc /usr/share/man /usr/share/locale
 """
 
 
-def install(log: Path, *packages: str) -> None:
-    apt: list[str | Path] = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-    must([*apt, "update"], log, "apt-get update")
-    must([*apt, "install", "-y", "--no-install-recommends", *packages], log, "apt-get install")
-
-
 def debian(machine: Machine, foreign: bool, cache: Path, suite: str, mirror: str | None) -> Path:
     root, ready = cache / suite, cache / f"{suite}.ready"
     if ready.exists():
@@ -102,7 +105,7 @@ def debian(machine: Machine, foreign: bool, cache: Path, suite: str, mirror: str
     if foreign:
         packages += ["qemu-user-static", "binfmt-support"]
     say(f"installing {' '.join(packages)}")
-    install(log, *packages)
+    install_packages(log, *packages)
     programs = ["python3", "procps", *([] if machine.has_wheel else BUILDERS)]
     make_root(root, mirror, lambda _: programs, log, machine.debian)
     shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")

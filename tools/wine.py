@@ -35,7 +35,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.debian import Failure, clean_environment, copy_tree, enter, make_root, must, run, say
+from tools.debian import (
+    Failure,
+    clean_environment,
+    copy_tree,
+    enter,
+    install_packages,
+    make_root,
+    must,
+    run,
+    say,
+)
 
 SUITE = "trixie"
 PACKAGES = ["wine", "wine64", "gcc-mingw-w64-x86-64-win32"]
@@ -135,12 +145,10 @@ def find_wine(options: argparse.Namespace) -> Wine:
         say("not root, or no mounts: Wine from the system's packages")
     log = cache / "logs" / "apt.log"
     if shutil.which("wine") is None or shutil.which(COMPILER) is None:
-        apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise Failure(f"neither a chroot nor Wine is to be had; install {' '.join(PACKAGES)}")
         say("installing Wine")
-        must([*apt, "update"], log, "apt-get update")
-        must([*apt, "install", "-y", "--no-install-recommends", *PACKAGES], log, "apt-get install")
+        install_packages(log, *PACKAGES)
     return Wine(None, cache)
 
 
