@@ -130,7 +130,10 @@ class _PipeTransport(asyncio.BaseTransport):
         self._closing = True
         self._end.close()
         if not self._loop.is_closed():
-            self._loop.call_soon(self._lose, exc)
+            assert self._owner is not None
+            # Not in the contextvars of whoever closes it.
+            context = self._owner._context.copy()
+            context.run(self._loop.call_soon, self._lose, exc)
 
     def _fatal(self, exc: Exception, what: str) -> None:
         if isinstance(exc, OSError):
@@ -451,6 +454,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._loop = loop
         self._protocol: Any = protocol
         self._child = child
+        self._context = child.context
         # Not the whole spec, which holds everything twice.
         self.user_args = spec.user_args
         self._closed = False

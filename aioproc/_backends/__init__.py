@@ -6,7 +6,20 @@ import os
 import sys
 from typing import Any
 
+from . import pure
 from .base import Backend
+
+# With aioproc, and not at the first spawn: a thread that forks meanwhile would leave the
+# lock of the module locked for good in the forked process.
+_native: Any = None
+_native_missing = ""
+try:
+    if sys.platform == "win32":
+        from . import windows as _native
+    else:
+        from . import posix as _native
+except ImportError as error:
+    _native_missing = f"the extension cannot be imported: {error}"
 
 BACKENDS = ("native", "pure")
 
@@ -23,32 +36,29 @@ class _Attempt:
         self.why_not = why_not
 
 
-def _native(attempts: list[_Attempt]) -> Backend | None:
-    if sys.platform == "win32":
-        try:
-            from . import windows
-        except ImportError as error:
-            attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
-            return None
-        why_not = windows.probe()
-        attempts.append(_Attempt("native", why_not))
-        return windows.WindowsBackend() if why_not is None else None
-    try:
-        from . import posix
-    except ImportError as error:
-        attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
+def _choose_native(attempts: list[_Attempt]) -> Backend | None:
+    if _native is None:
+        attempts.append(_Attempt("native", _native_missing))
         return None
+    if sys.platform == "win32":
+        why_not = _native.probe()
+        attempts.append(_Attempt("native", why_not))
+        if why_not is not None:
+            return None
+        windows: Backend = _native.WindowsBackend()
+        return windows
     # For tests: either strategy on a system that has both.
     forced = os.environ.get("AIOPROC_STRATEGY", "")
-    if forced and forced not in posix.STRATEGIES:
+    if forced and forced not in _native.STRATEGIES:
         raise RuntimeError(
-            f"AIOPROC_STRATEGY is {forced!r}; it can be {' or '.join(posix.STRATEGIES)}"
+            f"AIOPROC_STRATEGY is {forced!r}; it can be {' or '.join(_native.STRATEGIES)}"
         )
-    for strategy in [forced] if forced else posix.STRATEGIES:
-        why_not = posix.probe(strategy)
+    for strategy in [forced] if forced else _native.STRATEGIES:
+        why_not = _native.probe(strategy)
         attempts.append(_Attempt(f"native, {strategy}", why_not))
         if why_not is None:
-            return posix.PosixBackend(strategy)
+            posix: Backend = _native.PosixBackend(strategy)
+            return posix
     return None
 
 
@@ -60,20 +70,19 @@ def _choose(name: str) -> tuple[Backend, list[_Attempt]]:
     if name == "pure":
         attempts.append(_Attempt("native", "AIOPROC_BACKEND=pure"))
     else:
-        native = _native(attempts)
+        native = _choose_native(attempts)
         if native is not None:
             return native, attempts
         if name == "native":
             reasons = "; ".join(f"{attempt.name}: {attempt.why_not}" for attempt in attempts)
             raise RuntimeError(f"AIOPROC_BACKEND=native, but {reasons}")
-    from . import pure
-
     attempts.append(_Attempt("pure", None))
     return pure.PureBackend(), attempts
 
 
 def current() -> Backend:
-    """The backend of this process; chosen at the first call."""
+    """The backend of this process; chosen at the first call. OSError when there is no
+    telling, for want of descriptors or memory; nothing is remembered of that."""
     global _current
     if _current is None:
         _current, _ = _choose(os.environ.get("AIOPROC_BACKEND", ""))
@@ -97,14 +106,7 @@ def report() -> dict[str, Any]:
         "not_used": {a.name: a.why_not for a in attempts if a.why_not is not None},
         "features": {},
     }
-    if sys.platform != "win32":
-        try:
-            from . import posix
-        except ImportError:
-            pass
-        else:
-            result["features"] = posix.features()
-    from . import pure
-
+    if _native is not None and sys.platform != "win32":
+        result["features"] = _native.features()
     result["features"]["pure_exit_watch"] = pure.mechanism()
     return result

@@ -8,6 +8,8 @@ nothing of transports, streams and processes.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from .._spec import SpawnSpec
 
 logger = logging.getLogger("aioproc")
+
+#: What there is not now may be there again in a moment: these say nothing of what a
+#: system can do.
+NOT_NOW = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class _UnknownExit(int):
@@ -123,6 +129,9 @@ class Child(Protocol):
     stdin: WriteEnd | None
     stdout: ReadEnd | None
     stderr: ReadEnd | None
+    #: That of the child's creation: on_exit and the callbacks of the pipes run in it, or
+    #: in a copy.
+    context: contextvars.Context
 
     def send_signal(self, signal: int, /) -> None:
         """From any thread, also after the loop closed. ProcessLookupError once the

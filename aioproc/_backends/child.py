@@ -16,6 +16,7 @@ class BaseChild:
     __slots__ = (
         "__weakref__",
         "_error",
+        "context",
         "on_exit",
         "pid",
         "returncode",
@@ -34,6 +35,7 @@ class BaseChild:
         #: What `started` will raise.
         self._error: OSError | None = None
         self.on_exit: Callable[[], None] | None = None
+        self.context = stdio.context
         self.stdin: WriteEnd | None = stdio.stdin
         self.stdout: ReadEnd | None = stdio.stdout
         self.stderr: ReadEnd | None = stdio.stderr
@@ -56,7 +58,8 @@ class BaseChild:
         on_exit = self.on_exit
         if self.returncode is not None and on_exit is not None:
             self.on_exit = None
-            on_exit()
+            # By now we are in the contextvars of what all children share.
+            self.context.run(on_exit)
 
     def _leave(self) -> None:
         """Tells nothing any more, and closes the pipes."""

@@ -11,16 +11,18 @@ import _overlapped
 import _winapi
 import asyncio
 import collections
+import contextvars
 import errno
 import msvcrt
 import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from . import residents
-from .residents import Resident
+from .residents import Resident, by_loop
 from .stdio import BaseStdio
 
 if TYPE_CHECKING:
@@ -50,56 +52,110 @@ FILE_READ_ATTRIBUTES, FILE_WRITE_ATTRIBUTES = 0x80, 0x100
 Done = Callable[[Any], None]
 
 
-class Port(Resident["WindowsChild"]):
-    """The completion port of a loop, its thread, and what is under way there."""
+class _Queue:
+    """A completion port and what is under way there. Its thread holds this, and neither
+    the loop nor who is to be told: those shall go when nobody else holds them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._iocp = _overlapped.CreateIoCompletionPort(
+    def __init__(self) -> None:
+        self.iocp = _overlapped.CreateIoCompletionPort(
             _overlapped.INVALID_HANDLE_VALUE, _overlapped.NULL, 0, 0
         )
-        #: By the address of the OVERLAPPED, which has to live until the port has told of
-        #: it, whatever becomes of the pipe.
-        self._operations: dict[int, tuple[Any, Done]] = {}
-        self._ends: set[_End] = set()
-        self._arrived: collections.deque[int] = collections.deque()
-        self._told = False
-        self._ending = False
-        self._released = False
+        #: By its address: an OVERLAPPED has to live until the port has told of it,
+        #: whatever becomes of the pipe.
+        self.operations: dict[int, Any] = {}
+        self.arrived: collections.deque[int] = collections.deque()
+        #: Nobody is to be told any more: what was cancelled is only waited for.
+        self.released = False
         # The handle is closed under it. Reentrant: the garbage collector may close a pipe
         # in the midst of it.
         self._lock = threading.RLock()
+
+    def wake(self) -> None:
+        with self._lock:
+            if self.iocp:
+                # An address of nothing; without one _overlapped sees a failure.
+                _overlapped.PostQueuedCompletionStatus(self.iocp, 0, 0, 1)
+
+    def run(self, owner: weakref.ref[Port], patience: int) -> None:
+        """In the thread. patience: milliseconds to wait for the first news."""
+        wait = _overlapped.GetQueuedCompletionStatus
+        while not self.released or self.operations:
+            packet = wait(self.iocp, patience)
+            taken = 0
+            while packet is not None:
+                self.arrived.append(packet[3])
+                taken += 1
+                packet = wait(self.iocp, 0) if taken < BATCH else None
+            port = owner()
+            if port is not None:
+                patience = port.woken(bool(taken))
+            if self.released:
+                while self.arrived:
+                    self.operations.pop(self.arrived.popleft(), None)
+            del port
+        with self._lock:
+            iocp, self.iocp = self.iocp, 0
+            _winapi.CloseHandle(iocp)
+
+
+class Port(Resident["WindowsChild"]):
+    """The completion port of a loop: who is to be told of what is under way there."""
+
+    held_by_timer = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._queue = _Queue()
+        #: By the address of the OVERLAPPED.
+        self._done: dict[int, Done] = {}
+        self._ends: set[_End] = set()
+        self._told = False
+        self._ending = False
         super().__init__(loop)
         if self._guard is None:
             self._ending = True  # the loop has shut its generators down already
-        threading.Thread(target=self._run, name="aioproc-port", daemon=True).start()
+        args = weakref.ref(self), self._patience()
+        thread = threading.Thread(
+            target=self._queue.run, args=args, name="aioproc-port", daemon=True
+        )
+        try:
+            # Newer Pythons may hand the contextvars on.
+            contextvars.Context().run(thread.start)
+        except BaseException:
+            self.close()
+            self._queue.run(*args)  # in the thread's place: it only ends
+            raise
 
     # -- in the loop's thread
 
     def join(self, end: _End, handle: int) -> None:
-        _overlapped.CreateIoCompletionPort(handle, self._iocp, 0, 0)
+        _overlapped.CreateIoCompletionPort(handle, self._queue.iocp, 0, 0)
         self._ends.add(end)
         self.touch()
 
     def begin(self, done: Done) -> Any:
         """An OVERLAPPED for an operation; `done` is called with it in the loop."""
         overlapped = _overlapped.Overlapped(_overlapped.NULL)
-        self._operations[overlapped.address] = overlapped, done
+        self._queue.operations[overlapped.address] = overlapped
+        self._done[overlapped.address] = done
         return overlapped
 
     def take_back(self, overlapped: Any) -> None:
         """The operation has not come about."""
-        self._operations.pop(overlapped.address, None)
+        self._forget(overlapped.address)
+
+    def _forget(self, address: int) -> tuple[Any, Done | None]:
+        return self._queue.operations.pop(address, None), self._done.pop(address, None)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         loop = self._loop()
         if self.is_open and loop is not None and not loop.is_closed():
-            loop.call_soon(callback)
+            by_loop(loop.call_soon, callback)
 
     def watch_exit(self, child: WindowsChild) -> None:
         overlapped = self.begin(lambda _: self._exited(child))
         try:
             child.wait_handle = _overlapped.RegisterWaitWithQueue(
-                child.handle, self._iocp, overlapped.address, _overlapped.INFINITE
+                child.handle, self._queue.iocp, overlapped.address, _overlapped.INFINITE
             )
         except BaseException:
             self.take_back(overlapped)
@@ -120,17 +176,18 @@ class Port(Resident["WindowsChild"]):
         handle, child.wait_handle = child.wait_handle, 0
         # Waits for the callback, which only posts to the port.
         _overlapped.UnregisterWaitEx(handle, _overlapped.INVALID_HANDLE_VALUE)
-        self._operations.pop(child.wait_address, None)
+        self._forget(child.wait_address)
 
     def _drain(self) -> None:
         self._told = False
+        arrived = self._queue.arrived
         try:
-            while self.is_open and self._arrived:
-                overlapped, done = self._operations.pop(self._arrived.popleft(), (None, None))
+            while self.is_open and arrived:
+                overlapped, done = self._forget(arrived.popleft())
                 if done is not None:
                     done(overlapped)
         finally:
-            if self._arrived:
+            if arrived:
                 self.call_soon(self._drain)
         if self.is_idle():
             self.retire_when_idle()
@@ -140,36 +197,20 @@ class Port(Resident["WindowsChild"]):
     def leave(self, end: _End) -> None:
         self._ends.discard(end)
         if self.is_open and not self._ends:
-            self._wake()
-
-    def _wake(self) -> None:
-        with self._lock:
-            if self._iocp:
-                # An address of nothing; without one _overlapped sees a failure.
-                _overlapped.PostQueuedCompletionStatus(self._iocp, 0, 0, 1)
+            self._queue.wake()
 
     # -- in the port's own thread
 
-    def _run(self) -> None:
-        wait = _overlapped.GetQueuedCompletionStatus
-        while not self._released or self._operations:
-            packet = wait(self._iocp, OFTEN if self._ending else SELDOM)
-            taken = 0
-            while packet is not None:
-                self._arrived.append(packet[3])
-                taken += 1
-                packet = wait(self._iocp, 0) if taken < BATCH else None
-            if self.is_open and taken:
-                self._tell_loop()
-            if self.is_open and self.loop_is_closed():
-                self.close()
-            if not self.is_open:
-                # Nobody is to be told: what was cancelled is only waited for.
-                while self._arrived:
-                    self._operations.pop(self._arrived.popleft(), None)
-        with self._lock:
-            iocp, self._iocp = self._iocp, 0
-            _winapi.CloseHandle(iocp)
+    def woken(self, news: bool) -> int:
+        """For how long, in milliseconds, to wait again."""
+        if self.is_open and news:
+            self._tell_loop()
+        if self.is_open and self.loop_is_closed():
+            self.close()
+        return self._patience()
+
+    def _patience(self) -> int:
+        return OFTEN if self._ending else SELDOM
 
     def _tell_loop(self) -> None:
         if self._told:
@@ -178,7 +219,7 @@ class Port(Resident["WindowsChild"]):
         loop = self._loop()
         try:
             if loop is not None:
-                loop.call_soon_threadsafe(self._drain)
+                by_loop(loop.call_soon_threadsafe, self._drain)
                 return
         except RuntimeError:
             pass  # closed meanwhile
@@ -187,7 +228,7 @@ class Port(Resident["WindowsChild"]):
     # -- the end
 
     def is_idle(self) -> bool:
-        return not self.children and not self._ends and not self._operations
+        return not self.children and not self._ends and not self._queue.operations
 
     def _loop_ends(self) -> None:
         # Somebody may shut the generators down and go on using the loop, and a pipe can
@@ -200,7 +241,7 @@ class Port(Resident["WindowsChild"]):
                 self.close()
             else:
                 self._ending = True
-                self._wake()
+                self._queue.wake()
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for end in list(self._ends):
@@ -208,8 +249,9 @@ class Port(Resident["WindowsChild"]):
         for child in list(self.children.values()):
             self._unwatch_exit(child)
             child.become_orphan()
-        self._released = True
-        self._wake()
+        self._done.clear()
+        self._queue.released = True
+        self._queue.wake()
 
 
 # -- pipes
@@ -218,11 +260,20 @@ class Port(Resident["WindowsChild"]):
 class _End:
     """Our end of a pipe; the number of it is a handle, not a descriptor."""
 
-    __slots__ = ("__weakref__", "_callback", "_error", "_handle", "_operation", "_port")
+    __slots__ = (
+        "__weakref__",
+        "_callback",
+        "_context",
+        "_error",
+        "_handle",
+        "_operation",
+        "_port",
+    )
 
-    def __init__(self, port: Port, handle: int) -> None:
+    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
         port.join(self, handle)
         self._port = port
+        self._context = context
         self._handle = handle
         self._callback: Callable[[], None] | None = None
         #: What is under way.
@@ -251,10 +302,15 @@ class _End:
         """Calls back, now and in every round of the loop as long as we are ready."""
         if self._callback is not None and self._is_ready():
             try:
-                self._callback()
+                self._call(self._callback)
             finally:
                 if self._callback is not None and self._is_ready():
                     self._port.call_soon(self._notify)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """In the contextvars of the child's creation. Of a copy, since a callback may run
+        a loop of its own."""
+        self._context.copy().run(callback)
 
     def cancel(self) -> None:
         """The port closes. The pipe stays open: its end would tell the child something."""
@@ -285,8 +341,8 @@ class PipeReadEnd(_End):
 
     __slots__ = ("_at_end", "_data", "_size")
 
-    def __init__(self, port: Port, handle: int) -> None:
-        super().__init__(port, handle)
+    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
+        super().__init__(port, handle, context)
         self._data = b""
         self._at_end = False
         self._size = SMALL
@@ -363,8 +419,8 @@ class PipeWriteEnd(_End):
 
     __slots__ = ("_gone", "_reader_callback", "_to_close")
 
-    def __init__(self, port: Port, handle: int) -> None:
-        super().__init__(port, handle)
+    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
+        super().__init__(port, handle, context)
         self._reader_callback: Callable[[], None] | None = None
         #: A read that ends when nobody is at the other end.
         self._gone: Any = None
@@ -430,7 +486,7 @@ class PipeWriteEnd(_End):
 
     def _tell_reader_gone(self) -> None:
         if self._reader_callback is not None:
-            self._reader_callback()
+            self._call(self._reader_callback)
 
     def close(self) -> None:
         if self._operation is None or not self._port.is_open:
@@ -523,11 +579,11 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
         ours, theirs = make_pipe(size, ours_reads=number > 0)
         try:
             if number == 0:
-                self.stdin = PipeWriteEnd(port, ours)
+                self.stdin = PipeWriteEnd(port, ours, self.context)
             elif number == 1:
-                self.stdout = PipeReadEnd(port, ours)
+                self.stdout = PipeReadEnd(port, ours, self.context)
             else:
-                self.stderr = PipeReadEnd(port, ours)
+                self.stderr = PipeReadEnd(port, ours, self.context)
         except BaseException:
             _winapi.CloseHandle(ours)
             _winapi.CloseHandle(theirs)

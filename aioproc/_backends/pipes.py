@@ -6,6 +6,7 @@ Shared by the rooms that hand file descriptors to a child.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import os
 from collections.abc import Callable
@@ -39,10 +40,13 @@ _large = 0
 
 
 class _End:
-    __slots__ = ("_fd", "_generation", "_large", "_loop", "_watched")
+    __slots__ = ("_context", "_fd", "_generation", "_large", "_loop", "_watched")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
+    ) -> None:
         self._loop = loop
+        self._context = context
         self._fd = fd
         self._watched = False
         self._large = False
@@ -72,6 +76,12 @@ class _End:
     def fileno(self) -> int:
         return self._fd
 
+    def _register(self, register: Callable[..., object], callback: Callable[[], None]) -> None:
+        """add_reader or add_writer, in the contextvars of the child's creation: that of
+        whoever pauses and resumes is another."""
+        # Of a copy, since we may be called from the midst of the context itself.
+        self._context.copy().run(register, self._fd, callback)
+
     def _ours(self) -> bool:
         return self._generation == generation.number and not self._loop.is_closed()
 
@@ -86,8 +96,10 @@ class FdReadEnd(_End):
     #: ReadEnd.read, without a Python function between.
     read: Callable[[int], bytes]
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        super().__init__(loop, fd)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
+    ) -> None:
+        super().__init__(loop, fd, context)
         self.read = partial(os.read, fd)
 
     def readinto(self, buffer: bytearray) -> int:
@@ -95,7 +107,7 @@ class FdReadEnd(_End):
 
     def watch(self, callback: Callable[[], None]) -> None:
         if not self._watched:
-            self._loop.add_reader(self._fd, callback)
+            self._register(self._loop.add_reader, callback)
             self._watched = True
 
     def unwatch(self) -> None:
@@ -117,14 +129,16 @@ class FdWriteEnd(_End):
     #: WriteEnd.write, likewise.
     write: Callable[[bytes | memoryview], int]
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
-        super().__init__(loop, fd)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
+    ) -> None:
+        super().__init__(loop, fd, context)
         self._reader_watched = False
         self.write = partial(os.write, fd)
 
     def watch(self, callback: Callable[[], None]) -> None:
         if not self._watched:
-            self._loop.add_writer(self._fd, callback)
+            self._register(self._loop.add_writer, callback)
             self._watched = True
 
     def unwatch(self) -> None:
@@ -137,7 +151,7 @@ class FdWriteEnd(_End):
         # The writing end of a pipe reports an error condition, which is an event for
         # readers and writers alike, when the last reading end is gone (poll(2)).
         if not self._reader_watched:
-            self._loop.add_reader(self._fd, callback)
+            self._register(self._loop.add_reader, callback)
             self._reader_watched = True
 
     def close(self) -> None:
@@ -181,11 +195,11 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
                 self._to_close.append(theirs)
                 self.theirs[number] = theirs
                 if number == 0:
-                    self.stdin = FdWriteEnd(loop, ours)
+                    self.stdin = FdWriteEnd(loop, ours, self.context)
                 elif number == 1:
-                    self.stdout = FdReadEnd(loop, ours)
+                    self.stdout = FdReadEnd(loop, ours, self.context)
                 else:
-                    self.stderr = FdReadEnd(loop, ours)
+                    self.stderr = FdReadEnd(loop, ours, self.context)
                 # Of our end only: the flag is the end's, and programs expect blocking.
                 os.set_blocking(ours, False)
             elif source == DEVNULL:

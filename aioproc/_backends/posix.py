@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from .base import (
+    NOT_NOW,
     UNKNOWN_EXIT,
     ResourceUsage,
     WithoutJobs,
@@ -27,7 +28,7 @@ from .base import (
 from .child import BaseChild
 from .pipes import Stdio
 from .popen import popen
-from .residents import REJOIN, Resident, Residents
+from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -46,11 +47,13 @@ _BATCH = 64
 
 
 def probe(strategy: str) -> str | None:
-    """Why a strategy cannot be used here, or None."""
+    """Why a strategy cannot be used here, or None. OSError: it cannot be told now."""
     what = ffi.new("const char *[1]")
     result = lib.ap_probe(STRATEGIES[strategy], what)
     if result >= 0:
         return None
+    if -result in NOT_NOW:
+        raise OSError(-result, os.strerror(-result))
     return f"{ffi.string(what[0]).decode()}: {os.strerror(-result)}"
 
 
@@ -165,7 +168,7 @@ class _Port(Resident[NativeChild]):
         self._count = self._told = 0
         super().__init__(loop)
         try:
-            loop.add_reader(lib.ap_port_fd(self._port), self._drain)
+            by_loop(loop.add_reader, lib.ap_port_fd(self._port), self._drain)
         except BaseException:
             self.close()
             raise
@@ -183,6 +186,9 @@ class _Port(Resident[NativeChild]):
         return not self.children and not lib.ap_port_live(self._port)
 
     def _rejoin(self, loop: asyncio.AbstractEventLoop, child: NativeChild) -> None:
+        if child.has_ended():
+            child.tell()
+            return
         port = _ports.of(loop)
         result = lib.ap_port_rejoin(port._port, child._token)
         if result >= 0:
@@ -190,11 +196,9 @@ class _Port(Resident[NativeChild]):
             port.add(child._token, child)
             if result == 1:
                 child.tell()  # that its exec has worked
-        elif child.has_ended():
-            child.tell()
         else:
             # No memory, or another thread has just heard of its end, and will note it.
-            loop.call_later(REJOIN, self._rejoin, loop, child)
+            by_loop(loop.call_later, REJOIN, self._rejoin, loop, child)
 
     # -- children
 
@@ -241,7 +245,7 @@ class _Port(Resident[NativeChild]):
                 # tells of each only once.
                 loop = self._loop()
                 if loop is not None:
-                    loop.call_soon(self._drain)
+                    by_loop(loop.call_soon, self._drain)
         if not self.children:
             self.retire_when_idle()
 

@@ -5,15 +5,18 @@ system has: a pidfd (Linux), a kqueue (macOS, BSD), or one polling thread.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import os
 import select
 import signal
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .base import (
+    NOT_NOW,
     UNKNOWN_EXIT,
     ResourceUsage,
     WithoutJobs,
@@ -23,15 +26,16 @@ from .base import (
 from .child import BaseChild
 from .pipes import Stdio
 from .popen import popen
-from .residents import REJOIN, Resident, Residents
+from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
 
 try:
+    import fcntl
     import resource
 except ImportError:  # Emscripten, WASI: nothing will be spawned
-    resource = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 #: Systems where Python cannot start processes.
 WITHOUT_PROCESSES = ("emscripten", "wasi")
@@ -50,8 +54,8 @@ def _exit_status_of(pidfd: int) -> int | None:
     PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h; the exit code is
     the last of the first 64 bytes. BlockingIOError while it is about to appear.
     """
-    import fcntl
-
+    if fcntl is None:
+        return None
     info = bytearray(64)
     info[0] = 1 << 3
     try:
@@ -69,7 +73,7 @@ def _exit_status_of(pidfd: int) -> int | None:
 class PureChild(BaseChild):
     """base.Child over a pid that this room reaps."""
 
-    __slots__ = ("_generation", "_lock", "_peak", "_reaping", "_tries", "_watch", "pidfd")
+    __slots__ = ("_generation", "_lock", "_owed", "_peak", "_reaping", "_tries", "_watch", "pidfd")
 
     def __init__(self, pid: int, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
@@ -83,15 +87,20 @@ class PureChild(BaseChild):
         # end the transport of this very child in the midst of it.
         self._lock = threading.RLock()
         self._reaping = False
+        #: Signals that came in the midst of that.
+        self._owed: list[int] = []
 
     def send_signal(self, number: int) -> None:
         # Before the lock, which in a forked process may be held by nobody who lives.
         if self._generation != generation.number:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         with self._lock:
-            if self.returncode is not None or self._reaping:
+            if self.returncode is not None:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-            if self.pidfd >= 0:
+            if self._reaping:
+                # By the garbage collector, in the midst of a wait that may be taking it.
+                self._owed.append(number)
+            elif self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
             else:
                 os.kill(self.pid, number)
@@ -150,6 +159,14 @@ class PureChild(BaseChild):
                 return self._wait()
             finally:
                 self._reaping = False
+                self._send_owed()
+
+    def _send_owed(self) -> None:
+        while self._owed and self.returncode is None:
+            try:
+                self.send_signal(self._owed.pop(0))
+            except OSError:
+                pass  # gone, or running setuid: nobody is there any more to be told
 
     def _wait(self) -> bool:
         try:
@@ -291,7 +308,7 @@ class _Watch(Resident[PureChild]):
             # Announced, but not there: a debugger has the child first (ptrace(2)), or
             # another wait is about to take it. Ask again, without spinning.
             self._stop(child, loop)
-            loop.call_later(_RETRY, self._look_again, child)
+            by_loop(loop.call_later, _RETRY, self._look_again, child)
 
     def _look_again(self, child: PureChild) -> None:
         if self.children.get(id(child)) is child:
@@ -311,7 +328,7 @@ class _Watch(Resident[PureChild]):
             _watches.of(loop).add(child)
         except OSError:  # EMFILE
             orphans.add(child)
-            loop.call_later(REJOIN, self._rejoin, loop, child)
+            by_loop(loop.call_later, REJOIN, self._rejoin, loop, child)
 
     def forget(self) -> None:
         for child in self.children.values():
@@ -328,9 +345,9 @@ class _PidfdWatch(_Watch):
                 child.pidfd = os.pidfd_open(child.pid)
             except ProcessLookupError:
                 # Taken by another wait already.
-                loop.call_soon(self._look, child)
+                by_loop(loop.call_soon, self._look, child)
                 return
-        loop.add_reader(child.pidfd, self._look, child)
+        by_loop(loop.add_reader, child.pidfd, self._look, child)
 
     def _stop(self, child: PureChild, loop: asyncio.AbstractEventLoop | None) -> None:
         if loop is not None and child.pidfd >= 0:
@@ -347,7 +364,11 @@ class _KqueueWatch(_Watch):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._kqueue = _select.kqueue()
         super().__init__(loop)
-        loop.add_reader(self._kqueue.fileno(), self._drain)
+        try:
+            by_loop(loop.add_reader, self._kqueue.fileno(), self._drain)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, child: PureChild) -> None:
         event = _select.kevent(
@@ -363,7 +384,7 @@ class _KqueueWatch(_Watch):
             # It is a zombie already (libuv's src/unix/process.c).
             loop = self._loop()
             assert loop is not None
-            loop.call_soon(self._look, child)
+            by_loop(loop.call_soon, self._look, child)
 
     def _drain(self) -> None:
         for event in self._kqueue.control(None, 64, 0):
@@ -379,6 +400,9 @@ class _KqueueWatch(_Watch):
         self._kqueue.close()
 
 
+_Wanted = tuple["weakref.ref[PureChild]", "weakref.ref[_ThreadWatch]"]
+
+
 class _Poller:
     """One thread that asks after the children of all loops, each by its own pid:
     waiting for any child would take those of other code. It lives as long as there
@@ -387,27 +411,51 @@ class _Poller:
     MIN_PAUSE, MAX_PAUSE = 0.001, 0.02
 
     def __init__(self) -> None:
-        self._wanted: dict[PureChild, _ThreadWatch] = {}
+        #: Held weakly: they lead to their loop. By the child's id.
+        self._wanted: dict[int, _Wanted] = {}
         self._condition = threading.Condition()
         self._running = False
 
     def add(self, child: PureChild, watch: _ThreadWatch) -> None:
         with self._condition:
-            self._wanted[child] = watch
+            self._wanted[id(child)] = weakref.ref(child), weakref.ref(watch)
             if not self._running:
+                # First, so that nobody is left waiting if there is no thread to be had.
+                # Newer Pythons may hand the contextvars on.
+                thread = threading.Thread(target=self._run, name="aioproc-exits", daemon=True)
+                try:
+                    contextvars.Context().run(thread.start)
+                except BaseException:
+                    del self._wanted[id(child)]
+                    raise
                 self._running = True
-                threading.Thread(target=self._run, name="aioproc-exits", daemon=True).start()
             self._condition.notify()
 
     def remove(self, child: PureChild) -> None:
         with self._condition:
-            self._wanted.pop(child, None)
+            self._wanted.pop(id(child), None)
             self._condition.notify()
 
     def hurry(self) -> None:
         """An exit is likely: a pipe has reached its end."""
         with self._condition:
             self._condition.notify()
+
+    def _look(self, wanted: dict[int, _Wanted]) -> bool:
+        """True if any has ended, or was dropped together with its loop. Holds nobody when
+        it has returned."""
+        found = False
+        for key, (child_ref, watch_ref) in wanted.items():
+            child, watch = child_ref(), watch_ref()
+            if child is not None and watch is not None and not child.reap():
+                continue
+            found = True
+            with self._condition:
+                if self._wanted.get(key) == (child_ref, watch_ref):
+                    del self._wanted[key]
+            if child is not None and watch is not None:
+                watch.tell_from_thread(child)
+        return found
 
     def _run(self) -> None:
         pause = self.MIN_PAUSE
@@ -416,12 +464,8 @@ class _Poller:
                 if not self._wanted:
                     self._running = False
                     return
-                wanted = list(self._wanted.items())
-            ended = [(child, watch) for child, watch in wanted if child.reap()]
-            for child, watch in ended:
-                self.remove(child)
-                watch.tell_from_thread(child)
-            if ended:
+                wanted = self._wanted.copy()
+            if self._look(wanted):
                 pause = self.MIN_PAUSE
                 continue
             with self._condition:
@@ -432,6 +476,7 @@ class _Poller:
 
 
 class _ThreadWatch(_Watch):
+    held_by_timer = True
     poller = _Poller()
 
     def _start(self, child: PureChild) -> None:
@@ -447,16 +492,20 @@ class _ThreadWatch(_Watch):
         loop = self._loop()
         if loop is not None:
             try:
-                loop.call_soon_threadsafe(self._look, child)
+                by_loop(loop.call_soon_threadsafe, self._look, child)
             except RuntimeError:
                 pass  # closed meanwhile
 
 
 def _pidfd_works() -> bool:
-    """By trying: containers refuse calls by seccomp."""
+    """By trying: containers refuse calls by seccomp. OSError: it cannot be told now."""
     try:
         pidfd = os.pidfd_open(os.getpid())
-    except (AttributeError, OSError):
+    except AttributeError:
+        return False
+    except OSError as error:
+        if error.errno in NOT_NOW:
+            raise
         return False
     try:
         signal.pidfd_send_signal(pidfd, 0)

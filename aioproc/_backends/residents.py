@@ -2,14 +2,22 @@
 
 A resident (the native port, the pure room's watch) is opened by the first child of a
 loop. It closes when it has had no child for a while, when its loop shuts down its
-asynchronous generators, and when its loop is found closed by the next spawn of
-whatever loop. Children that are alive then are handed to the room as orphans.
+asynchronous generators, when its loop is found closed by the next spawn of whatever
+loop, and when the garbage collector finds it. Children that are alive then are handed to
+the room as orphans.
+
+Who holds whom: the loop holds its resident, by a reader or a timer, and the resident's
+children lead back to the loop. Whatever is global here (the table, the threads) holds
+weak references only, so that a loop that was dropped without close() is collected, with
+all of this. (A weak-key dictionary whose values lead to their keys never lets go.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextvars
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -24,6 +32,7 @@ REJOIN = 0.1
 
 C = TypeVar("C", bound="Watched")
 R = TypeVar("R", bound="Resident[Any]")
+T = TypeVar("T")
 
 
 #: Loops whose asynchronous generators have been shut down. A new one would only bring
@@ -36,6 +45,13 @@ def shut_down(loop: asyncio.AbstractEventLoop) -> None:
     _shut_down.add(loop)
 
 
+def by_loop(register: Callable[..., T], *args: Any) -> T:
+    """Calls a loop's add_reader, call_later or the like for what many children share. The
+    loop would keep the contextvars of whoever happens to call; those are for his own
+    child, and may hold a whole request."""
+    return contextvars.Context().run(register, *args)
+
+
 class Watched(Protocol):
     """What this file has to know of a child."""
 
@@ -43,7 +59,11 @@ class Watched(Protocol):
 
 
 class Resident(Generic[C]):
-    """Held by the loop (its readers), holds the loop weakly."""
+    """Held by the loop alone: by a reader or, where there is none, by the timer."""
+
+    is_open = False  # until __init__ has run
+    #: Whether the timer goes on while there are children, since nothing else holds us.
+    held_by_timer = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
@@ -56,6 +76,14 @@ class Resident(Generic[C]):
         self._timer: asyncio.TimerHandle | None = None
         self._guard: AsyncGenerator[None, None] | None = None
         self._watch_loop_end()
+        # From the beginning: one that was opened in vain shall go as well.
+        self.retire_when_idle()
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The loop is gone, closed or not. (At the interpreter's end the system closes
+        # what there is, and half of what close() needs may be gone.)
+        if self.is_open and not _is_finalizing():
+            self.close()
 
     # -- for the rooms to fill in
 
@@ -139,7 +167,7 @@ class Resident(Generic[C]):
         self.close()
         if owed and loop is not None and not loop.is_closed():
             # Somebody may shut the generators down and go on using the loop.
-            loop.call_later(REJOIN, self._rejoin_all, loop, owed)
+            by_loop(loop.call_later, REJOIN, self._rejoin_all, loop, owed)
 
     def _rejoin_all(
         self, loop: asyncio.AbstractEventLoop, owed: list[tuple[C, Callable[[], None] | None]]
@@ -163,16 +191,17 @@ class Resident(Generic[C]):
         loop = self._loop()
         if self._timer is None and self.is_open and loop is not None and not loop.is_closed():
             self._used = False
-            self._timer = loop.call_later(LINGER, self._retire)
+            self._timer = by_loop(loop.call_later, LINGER, self._retire)
 
     def _retire(self) -> None:
         self._timer = None
-        if not self.is_open or not self.is_idle():
+        if not self.is_open:
             return
-        if self._used:
-            self.retire_when_idle()
-        else:
+        idle = self.is_idle()
+        if idle and not self._used:
             self.close()
+        elif idle or self.held_by_timer:
+            self.retire_when_idle()
 
 
 class Residents(Generic[R]):
@@ -180,37 +209,47 @@ class Residents(Generic[R]):
 
     def __init__(self, make: Callable[[asyncio.AbstractEventLoop], R]) -> None:
         self._make = make
-        self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, R]
+        # Of a loop that was closed it is still here, as long as anything holds it.
+        self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[R]]
         self._of = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         # Where a thread looks whether the loop has closed, it may be too late for that;
         # and what a resident holds would not be finalized any more.
         atexit.register(self.close_ended)
 
+    def _all(self) -> list[tuple[asyncio.AbstractEventLoop, R | None]]:
+        return [(loop, found()) for loop, found in list(self._of.items())]
+
     def close_ended(self) -> None:
         """Closes those whose loop has closed."""
-        for resident in list(self._of.values()):
-            if resident.loop_is_closed():
+        with self._lock:
+            found = self._all()
+        for _, resident in found:
+            if resident is not None and resident.loop_is_closed():
                 resident.close()
 
     def of(self, loop: asyncio.AbstractEventLoop) -> R:
         """The loop's own, opened if need be. To be called in the loop's thread."""
-        resident = self._of.get(loop)
+        found = self._of.get(loop)
+        resident = None if found is None else found()
         if resident is not None and resident.is_open and len(self._of) == 1:
             return resident
         with self._lock:
-            for other, found in list(self._of.items()):
-                if found.loop_is_closed():
-                    found.close()
-                if not found.is_open:
+            for other, resident in self._all():
+                if resident is not None and resident.loop_is_closed():
+                    resident.close()
+                if resident is None or not resident.is_open:
                     self._of.pop(other, None)
-            resident = self._of.get(loop)
+            found = self._of.get(loop)
+            resident = None if found is None else found()
             if resident is None:
-                resident = self._of[loop] = self._make(loop)
+                resident = self._make(loop)
+                self._of[loop] = weakref.ref(resident)
             return resident
 
     def forget(self) -> None:
         self._lock = threading.Lock()
-        for resident in list(self._of.values()):
-            resident.forget()
+        for _, resident in self._all():
+            if resident is not None:
+                resident.forget()
         self._of = weakref.WeakKeyDictionary()

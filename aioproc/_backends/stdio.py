@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,10 +26,12 @@ class BaseStdio(Generic[W, R]):
     ours are too, and the loop's resident may have been opened for nothing.
     """
 
-    __slots__ = ("_resident", "_to_close", "stderr", "stdin", "stdout")
+    __slots__ = ("_resident", "_to_close", "context", "stderr", "stdin", "stdout")
 
     def __init__(self, resident: Resident[Any]) -> None:
         self._resident = resident
+        #: The contextvars of whoever makes the child, in which all that it does is told.
+        self.context = contextvars.copy_context()
         self.stdin: W | None = None
         self.stdout: R | None = None
         self.stderr: R | None = None

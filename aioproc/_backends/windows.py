@@ -11,6 +11,7 @@ a thread a loop: ap_port_wait -> call_soon_threadsafe(_Port._drain) -> ap_port_n
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import itertools
 import os
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .base import ResourceUsage, logger
 from .child import BaseChild
-from .residents import REJOIN, Resident, Residents, shut_down
+from .residents import REJOIN, Resident, Residents, by_loop, shut_down
 from .windows_jobs import NativeJob
 from .windows_native import check, ffi, lib, windows_error
 from .windows_pipes import End, Stdio
@@ -39,12 +40,17 @@ _OFTEN, _AT_TIMES, _SELDOM = 10, 250, 1000
 STARTF_USESTDHANDLES = 0x100
 ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED = 5, 50
 ERROR_INVALID_PARAMETER = 87
+#: Windows' own for base.NOT_NOW: ERROR_TOO_MANY_OPEN_FILES, ERROR_NOT_ENOUGH_MEMORY,
+#: ERROR_OUTOFMEMORY, ERROR_NO_SYSTEM_RESOURCES, ERROR_COMMITMENT_LIMIT.
+NOT_NOW = (4, 8, 14, 1450, 1455)
 
 
 def probe() -> str | None:
-    """Why the C layer cannot be used here, or None."""
+    """Why the C layer cannot be used here, or None. OSError: it cannot be told now."""
     port = ffi.new("ap_port **")
     result = lib.ap_port_open(port)
+    if -result in NOT_NOW:
+        raise windows_error(-result)
     if result < 0:
         return str(windows_error(-result))
     lib.ap_port_close(port[0])
@@ -185,12 +191,12 @@ def _wait(port: Any, resident: weakref.ref[_Port], milliseconds: int) -> None:
 class _Port(Resident[NativeChild]):
     """The C port of one event loop; children by token, ends of pipes by key, jobs by id."""
 
-    _port: Any = None
+    held_by_timer = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         handle = ffi.new("ap_port **")
         check(lib.ap_port_open(handle))
-        self._port = handle[0]
+        self._port: Any = handle[0]
         self._completions = ffi.new("ap_completion[]", _BATCH)
         #: The completions that have been fetched and not been dealt with.
         self._fetched = range(0)
@@ -207,17 +213,13 @@ class _Port(Resident[NativeChild]):
             daemon=True,
         )
         try:
-            self._thread.start()
+            # Newer Pythons may hand the contextvars on.
+            contextvars.Context().run(self._thread.start)
         except BaseException:
             port = self._port
             self.close()
             lib.ap_port_wait(port, 0)  # in the thread's place
             raise
-
-    def __del__(self) -> None:
-        # The loop is gone, and was never closed.
-        if self._port is not None:
-            self.close()
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         port, self._port = self._port, None
@@ -234,11 +236,6 @@ class _Port(Resident[NativeChild]):
     def is_idle(self) -> bool:
         # The C layer also counts those that are being seen off.
         return not lib.ap_port_live(self._port)
-
-    def _retire(self) -> None:
-        super()._retire()
-        if self.is_open and not self.children and not self.jobs:
-            self.retire_when_idle()  # pipes have outlived the children
 
     def _loop_ends(self) -> None:
         loop = self._loop()
@@ -261,7 +258,7 @@ class _Port(Resident[NativeChild]):
         for child, _ in told:
             child.on_exit = None
         watched = [(end, end.suspend()) for end in self.ends.values()]
-        loop.call_later(REJOIN, self._go_on, told, watched)
+        by_loop(loop.call_later, REJOIN, self._go_on, told, watched)
 
     def _go_on(
         self,
@@ -283,7 +280,7 @@ class _Port(Resident[NativeChild]):
             self.close()
         elif news:
             try:
-                loop.call_soon_threadsafe(self._drain)
+                by_loop(loop.call_soon_threadsafe, self._drain)
             except RuntimeError:  # closed meanwhile
                 self.close()
         return self._patience()
@@ -319,7 +316,7 @@ class _Port(Resident[NativeChild]):
         loop = self._loop()
         if self.is_open and loop is not None:
             try:
-                loop.call_soon_threadsafe(self.retire_when_idle)
+                by_loop(loop.call_soon_threadsafe, self.retire_when_idle)
             except RuntimeError:
                 pass  # closed: the port's thread looks for that
 
@@ -350,7 +347,7 @@ class _Port(Resident[NativeChild]):
             if (more or self._fetched) and loop is not None and not loop.is_closed():
                 # Ctrl-C, say, or an error in a callback. The others are told of in the
                 # next round, since the port tells of each only once.
-                loop.call_soon(self._drain)
+                by_loop(loop.call_soon, self._drain)
         if not self.children:
             self.retire_when_idle()
 

@@ -4,6 +4,7 @@ theirs as handles."""
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import msvcrt
 import os
@@ -42,6 +43,7 @@ class End:
 
     __slots__ = (
         "_callback",
+        "_context",
         "_handle",
         "_key",
         "_loop",
@@ -51,9 +53,17 @@ class End:
         "_suspended",
     )
 
-    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
+    def __init__(
+        self,
+        port: _Port,
+        loop: asyncio.AbstractEventLoop,
+        key: int,
+        pipe: Any,
+        context: contextvars.Context,
+    ) -> None:
         self._port: _Port | None = port
         self._loop = loop
+        self._context = context
         self._key = key
         self._pipe = pipe
         self._handle: int = lib.ap_pipe_handle(pipe)
@@ -95,10 +105,15 @@ class End:
         if callback is None:
             return
         try:
-            callback()
+            self._call(callback)
         finally:
             if self._callback is not None and self._pipe is not None:
                 self._arm()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        """In the contextvars of the child's creation. Of a copy, since a callback may run
+        a loop of its own."""
+        self._context.copy().run(callback)
 
     def read_done(self, result: int) -> None:
         """AP_READ has come."""
@@ -139,8 +154,8 @@ class End:
 class PipeReadEnd(End):
     __slots__ = ("_at", "_pending", "_result", "_size")
 
-    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
-        super().__init__(port, loop, key, pipe)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._size = _SMALL
         self._pending = False
         #: What the last read gave and nobody has taken: bytes, 0 at the end, -error.
@@ -210,8 +225,8 @@ class PipeWriteEnd(End):
 
     __slots__ = ("_on_reader_gone", "_reader_gone", "_reader_watched")
 
-    def __init__(self, port: _Port, loop: asyncio.AbstractEventLoop, key: int, pipe: Any) -> None:
-        super().__init__(port, loop, key, pipe)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._on_reader_gone: Callable[[], None] | None = None
         self._reader_watched = self._reader_gone = False
 
@@ -245,7 +260,7 @@ class PipeWriteEnd(End):
         self._reader_gone = True
         callback, self._on_reader_gone = self._on_reader_gone, None
         if callback is not None and self._pipe is not None:
-            callback()
+            self._call(callback)
 
     def suspend(self) -> list[Callable[[], None] | None]:
         callback, self._on_reader_gone = self._on_reader_gone, None
@@ -286,10 +301,10 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
                 self._to_close.append(theirs)
                 self.theirs[number] = theirs
                 if number == 0:
-                    self.stdin = PipeWriteEnd(port, loop, key, pipe)
+                    self.stdin = PipeWriteEnd(port, loop, key, pipe, self.context)
                     port.ends[key] = self.stdin
                 else:
-                    end = PipeReadEnd(port, loop, key, pipe)
+                    end = PipeReadEnd(port, loop, key, pipe, self.context)
                     port.ends[key] = end
                     if number == 1:
                         self.stdout = end
