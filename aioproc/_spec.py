@@ -18,6 +18,12 @@ from ._backends.system import WINDOWS, has_console
 if WINDOWS:
     from . import _command_line
 
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows, Emscripten
+    pass
+
 StrOrBytesPath = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 #: A stream argument: None, PIPE, STDOUT, DEVNULL, a file descriptor, or an object
 #: with fileno().
@@ -55,11 +61,7 @@ def _database_id(value: str | int, what: str) -> int:
     """A user's or group's number, from its name where that is given."""
     if isinstance(value, str):
         if what == "User":
-            import pwd
-
             return pwd.getpwnam(value).pw_uid
-        import grp
-
         return grp.getgrnam(value).gr_gid
     if not isinstance(value, int):
         raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
