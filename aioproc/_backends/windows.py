@@ -11,6 +11,7 @@ a thread a loop: ap_port_wait -> call_soon_threadsafe(_Port._drain) -> ap_port_n
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextvars
 import errno
 import itertools
@@ -379,9 +380,13 @@ class _Port(Resident[NativeChild]):
 _ports = Residents(_Port)
 
 
+#: Found now: a spawn imports nothing.
+_utf_16 = codecs.lookup("utf-16-le").encode
+
+
 def _encode(text: str | None) -> bytes:
     """UTF-16 as Windows has it, with its NUL; surrogates need not be in pairs."""
-    return b"" if text is None else (text + "\0").encode("utf-16-le", "surrogatepass")
+    return b"" if text is None else _utf_16(text + "\0", "surrogatepass")[0]
 
 
 class WindowsBackend:
