@@ -38,17 +38,18 @@ def _native(attempts: list[_Attempt]) -> Backend | None:
     except ImportError as error:
         attempts.append(_Attempt("native", f"the extension cannot be imported: {error}"))
         return None
-    # For tests: either strategy on a system that has both.
     forced = os.environ.get("AIOPROC_STRATEGY", "")
     if forced and forced not in posix.STRATEGIES:
         raise RuntimeError(
-            f"AIOPROC_STRATEGY is {forced!r}; it can be {' or '.join(posix.STRATEGIES)}"
+            f"AIOPROC_STRATEGY is {forced!r}; it can be {', '.join(posix.STRATEGIES)}"
         )
-    for strategy in [forced] if forced else posix.STRATEGIES:
-        why_not = posix.probe(strategy)
+    # What is forced is used, whoever looks on.
+    candidates = {forced: None} if forced else posix.candidates()
+    for strategy, why_not in candidates.items():
+        why_not = why_not or posix.probe(strategy)
         attempts.append(_Attempt(f"native, {strategy}", why_not))
         if why_not is None:
-            return posix.PosixBackend(strategy)
+            return posix.PosixBackend(strategy, adapts=not forced)
     return None
 
 

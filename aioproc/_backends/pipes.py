@@ -9,7 +9,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from .base import generation
@@ -152,6 +152,12 @@ class FdWriteEnd(_End):
             self._close_fd()
 
 
+@lru_cache(maxsize=16)
+def _is_uvloops(kind: type) -> bool:
+    """Whether loops of this class are uvloop's, or derived from them."""
+    return any(base.__module__.partition(".")[0] == "uvloop" for base in kind.__mro__)
+
+
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     __slots__ = ("theirs",)
 
@@ -197,3 +203,19 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         if spec.stderr_to_stdout:
             # Without a stdout of its own the child has ours.
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
+        if _is_uvloops(type(loop)):
+            self._make_blocking(spec)
+
+    def _make_blocking(self, spec: SpawnSpec) -> None:
+        """What the child gets of us; programs expect it. uvloop's own children have it from
+        libuv (uv__process_child_init in src/unix/process.c), asyncio's have not. The flag
+        belongs to whoever has the stream open, so it changes for us as well, there as here.
+        """
+        for number, source in enumerate(spec.stdio):
+            if source is None or source >= 0:
+                fd = self.theirs[number] if self.theirs[number] >= 0 else number
+                try:
+                    if not os.get_blocking(fd):
+                        os.set_blocking(fd, True)
+                except OSError:
+                    pass  # closed; the spawn says so, if it minds
