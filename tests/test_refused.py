@@ -18,19 +18,15 @@ if WINDOWS:
     pytest.skip("not on Windows: clone()", allow_module_level=True)
 
 from aside import Aside
-from conftest import FUSE, settle
+from conftest import FUSE, settle, subjects
 from preload import preload
 
 
 @pytest.fixture(params=["clone", "copy"])
 def own(request: pytest.FixtureRequest) -> Aside:
     """The strategies that call clone() themselves."""
-    if request.config.getoption("--no-native"):
-        pytest.skip("waived")
-    from aioproc._backends import posix
-
-    if request.param not in posix.STRATEGIES:
-        pytest.skip("built with tests/shim, which has no clone()")
+    if not {"clone", "copy"} & set(subjects(request.config)):
+        pytest.skip("waived, or built with tests/shim, which has no clone()")
     return Aside(request.param)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .base import generation
@@ -152,10 +153,9 @@ class FdWriteEnd(_End):
             self._close_fd()
 
 
-@lru_cache(maxsize=16)
-def _is_uvloops(kind: type) -> bool:
-    """Whether loops of this class are uvloop's, or derived from them."""
-    return any(base.__module__.partition(".")[0] == "uvloop" for base in kind.__mro__)
+def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
+    module = sys.modules.get("uvloop.loop")  # there if anybody has such a loop
+    return module is not None and isinstance(loop, module.Loop)
 
 
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
@@ -203,7 +203,7 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         if spec.stderr_to_stdout:
             # Without a stdout of its own the child has ours.
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
-        if _is_uvloops(type(loop)):
+        if _is_uvloops(loop):
             self._make_blocking(spec)
 
     def _make_blocking(self, spec: SpawnSpec) -> None:
