@@ -47,7 +47,7 @@ subject = {subject!r}
 
 
 class Aside(NamedTuple):
-    """Where the code is to run: "clone", "portable", "native" (Windows), "pure", "thread"
+    """Where the code is to run: "clone", "copy", "portable", "native" (Windows), "pure", "thread"
     (pure with its polling thread), "oracle" (asyncio itself), or "" for aioproc's own
     choice."""
 
@@ -57,7 +57,7 @@ class Aside(NamedTuple):
     def environment(self) -> dict[str, str]:
         names = ("AIOPROC_BACKEND", "AIOPROC_STRATEGY", "PYTHONPATH", "PYTHONWARNINGS")
         env = {name: value for name, value in os.environ.items() if name not in names}
-        if self.subject in ("clone", "portable"):
+        if self.subject in ("clone", "copy", "portable"):
             env.update(AIOPROC_BACKEND="native", AIOPROC_STRATEGY=self.subject)
         elif self.subject == "native":
             env["AIOPROC_BACKEND"] = "native"

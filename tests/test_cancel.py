@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aside import children, open_fds, settle
+from aside import Aside, children, open_fds, settle
 from programs import CAT, KILLED, TRUE, posix_only, proc_only
 
 pytestmark = pytest.mark.asyncio
@@ -154,3 +154,34 @@ async def test_the_others_are_not_harmed(aioproc: Any) -> None:
     await cancelled(task)
     assert await kept.communicate(b"x") == (b"x", b"")
     assert kept.returncode == 0
+
+
+ABANDONED = """
+from aioproc import _backends
+from aioproc._backends import posix
+from aioproc._spec import SpawnSpec
+ffi, lib = posix.ffi, posix.lib
+
+async def main():
+    loop = asyncio.get_running_loop()
+    child = _backends.current().spawn(SpawnSpec.build(["cat"], stdin=aioproc.PIPE), loop)
+    posix._ports.of(loop).close()
+    assert lib.ap_orphan_count() == 1
+    child.abandon()
+    completions = ffi.new("ap_completion[8]")
+    assert await settle(lambda: told.append(lib.ap_reap_orphans(completions, 8))
+                        or not lib.ap_orphan_count())
+    assert not any(told), told
+    assert not children()
+    assert lib.ap_abandon(child._token) == -errno.ESRCH
+
+told = []
+run(main())
+"""
+
+
+async def test_abandoned_after_its_port_closed(aside: Aside) -> None:
+    """It ends, and nobody is told."""
+    if aside.subject not in ("clone", "copy", "portable"):
+        pytest.skip("about the C layer's orphans on POSIX")
+    aside.run(ABANDONED)

@@ -14,6 +14,7 @@ if not HAS_PROC:
     pytest.skip("Linux: attributes of threads, /proc", allow_module_level=True)
 
 from aside import Aside
+from conftest import loops
 
 # In a thread of a helper process, where what cannot be taken back does no harm; the main
 # thread keeps what it has.
@@ -88,6 +89,53 @@ def test_the_calling_threads_attributes(aside: Aside) -> None:
 
 def test_as_with_asyncio() -> None:
     check(Aside("oracle"))
+
+
+BLOCKING = """
+if subject == "oracle":
+    create = asyncio.create_subprocess_exec
+else:
+    create = aioproc.create_subprocess_exec
+saved, (reader, writer), (given, other) = os.dup(1), os.pipe(), os.pipe()
+os.dup2(writer, 1)
+tell = "import os; os.write(1, b'%d' % sum(os.get_blocking(i) << i for i in (0, 1, 2)))"
+
+async def main():
+    seen = []
+    for number in range(2 if subject == "oracle" else 3):
+        os.set_blocking(given, False)
+        os.set_blocking(1, False)
+        options = {"preexec_fn": lambda: None} if number == 1 else {}
+        if number == 2:
+            aioproc.install()
+        make = create if number < 2 else asyncio.create_subprocess_exec
+        options["stderr"] = asyncio.subprocess.STDOUT
+        process = await make(*python(tell), stdin=given, **options)
+        assert await process.wait() == 0
+        seen.append((int(os.read(reader, 100)), os.get_blocking(given), os.get_blocking(1)))
+    assert len(set(seen)) == 1, seen
+    os.write(saved, repr(seen[0]).encode())
+run(main())
+for fd in (saved, reader, writer, given, other):
+    os.close(fd)
+"""
+
+
+def check_blocking(aside: Aside) -> None:
+    seen = aside.run(BLOCKING)
+    assert seen == ("(7, True, True)" if aside.loop == "uvloop" else "(0, False, False)")
+
+
+def test_streams_that_do_not_block(aside: Aside) -> None:
+    """As uvloop's own children on uvloop, as asyncio's elsewhere."""
+    check_blocking(aside)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_streams_that_do_not_block_with_asyncio(loop: str, request: pytest.FixtureRequest) -> None:
+    if loop not in loops(request.config):
+        pytest.skip("waived")
+    check_blocking(Aside("oracle", loop))
 
 
 LIMITS = """

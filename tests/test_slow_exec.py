@@ -7,6 +7,9 @@ it lets go.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -43,7 +46,7 @@ else:
 
 @pytest.fixture
 def strategy(aioproc: Any, request: pytest.FixtureRequest) -> Any:
-    if request.node.callspec.params["aioproc"] != "clone":
+    if request.node.callspec.params["aioproc"] not in ("clone", "copy"):
         pytest.skip("the others wait for the exec")
     return aioproc
 
@@ -57,10 +60,8 @@ class Slow:
         self._holder.communicate()
 
 
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Slow]:
-    program = tmp_path / "slow"
-    shutil.copy("/bin/true", program)
+@contextlib.contextmanager
+def held(program: Path) -> Iterator[Slow]:
     holder = subprocess.Popen(
         python(HOLDER, str(program)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -70,6 +71,14 @@ def slow(tmp_path: Path) -> Iterator[Slow]:
         if answer != b"held\n":
             pytest.skip(f"no leases on this file system: {answer!r}")
         yield Slow(program, holder)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    program = tmp_path / "slow"
+    shutil.copy("/bin/true", program)
+    with held(program) as slow:
+        yield slow
 
 
 async def test_others_are_not_held_up(strategy: Any, slow: Slow) -> None:
@@ -140,3 +149,26 @@ async def test_a_loop_ends_while_execs_are_pending(strategy: Any, slow: Slow) ->
     from aioproc._backends import posix
 
     posix._ports.of(loop).close()
+
+
+async def test_somebody_closes_what_tells_of_the_exec(strategy: Any, tmp_path: Path) -> None:
+    """Then nobody knows about the exec: the child is ended, and what is open now under that
+    number is left alone."""
+    await (await strategy.create_subprocess_exec("true")).wait()
+    program = tmp_path / "text"
+    program.write_text("no program")
+    program.chmod(0o755)
+    with held(program) as slow:
+        fds, before = set(open_fds()), children()
+        pending = asyncio.ensure_future(strategy.create_subprocess_exec(slow.program))
+        assert await settle(lambda: children() != before)
+        [reader] = [fd for fd, name in open_fds().items() if fd not in fds and "pipe:" in name]
+        spare, folder = os.dup(reader), os.open("/", os.O_RDONLY)
+        os.dup2(folder, reader)
+        slow.let_go()
+        with pytest.raises(OSError) as caught:
+            await asyncio.wait_for(pending, 30)
+        assert caught.value.errno == errno.EISDIR
+        for fd in (reader, spare, folder):
+            os.close(fd)
+        assert children() <= before

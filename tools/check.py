@@ -410,6 +410,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "native": forced("AIOPROC_BACKEND", "native"),
             "pure": forced("AIOPROC_BACKEND", "pure"),
             "clone": forced("AIOPROC_STRATEGY", "clone"),
+            "copy": forced("AIOPROC_STRATEGY", "copy"),
             "portable": forced("AIOPROC_STRATEGY", "portable"),
             "seccomp": seccomp,
             "strict": strict,

@@ -47,17 +47,18 @@ def _choose_native(attempts: list[_Attempt]) -> Backend | None:
             return None
         windows: Backend = _native.WindowsBackend()
         return windows
-    # For tests: either strategy on a system that has both.
     forced = os.environ.get("AIOPROC_STRATEGY", "")
     if forced and forced not in _native.STRATEGIES:
         raise RuntimeError(
-            f"AIOPROC_STRATEGY is {forced!r}; it can be {' or '.join(_native.STRATEGIES)}"
+            f"AIOPROC_STRATEGY is {forced!r}; it can be {', '.join(_native.STRATEGIES)}"
         )
-    for strategy in [forced] if forced else _native.STRATEGIES:
-        why_not = _native.probe(strategy)
+    # What is forced is used, whoever looks on.
+    candidates: dict[str, str | None] = {forced: None} if forced else _native.candidates()
+    for strategy, why_not in candidates.items():
+        why_not = why_not or _native.probe(strategy)
         attempts.append(_Attempt(f"native, {strategy}", why_not))
         if why_not is None:
-            posix: Backend = _native.PosixBackend(strategy)
+            posix: Backend = _native.PosixBackend(strategy, adapts=not forced)
             return posix
     return None
 

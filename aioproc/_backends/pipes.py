@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import errno
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -166,6 +167,11 @@ class FdWriteEnd(_End):
             self._close_fd()
 
 
+def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
+    module = sys.modules.get("uvloop.loop")  # there if anybody has such a loop
+    return module is not None and isinstance(loop, module.Loop)
+
+
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     __slots__ = ("theirs",)
 
@@ -211,3 +217,19 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         if spec.stderr_to_stdout:
             # Without a stdout of its own the child has ours.
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
+        if _is_uvloops(loop):
+            self._make_blocking(spec)
+
+    def _make_blocking(self, spec: SpawnSpec) -> None:
+        """What the child gets of us; programs expect it. uvloop's own children have it from
+        libuv (uv__process_child_init in src/unix/process.c), asyncio's have not. The flag
+        belongs to whoever has the stream open, so it changes for us as well, there as here.
+        """
+        for number, source in enumerate(spec.stdio):
+            if source is None or source >= 0:
+                fd = self.theirs[number] if self.theirs[number] >= 0 else number
+                try:
+                    if not os.get_blocking(fd):
+                        os.set_blocking(fd, True)
+                except OSError:
+                    pass  # closed; the spawn says so, if it minds

@@ -36,14 +36,48 @@ if TYPE_CHECKING:
 ffi = _native.ffi
 lib = _native.lib
 
-#: Those that this system has, the better one first.
-STRATEGIES = {
-    name: code
-    for name, code in {"clone": lib.AP_CLONE, "portable": lib.AP_PORTABLE}.items()
-    if code & lib.ap_strategies()
-}
+_CODES = {"clone": lib.AP_CLONE, "copy": lib.AP_COPY, "portable": lib.AP_PORTABLE}
+
+#: Those that this system has, the better ones first. "copy" is "clone" on a copy of our
+#: memory, for where somebody looks on.
+STRATEGIES = {name: code for name, code in _CODES.items() if code & lib.ap_strategies()}
+
+#: Preloaded by valgrind into whatever it runs, with each of its tools. It ends a program
+#: that makes a child on its memory without waiting for it.
+_VALGRIND = "vgpreload" in os.environ.get("LD_PRELOAD", "")
 
 _BATCH = 64
+
+
+def is_watched() -> bool:
+    """Whether a tool looks on that takes a child on our memory for something else."""
+    return _VALGRIND or lib.ap_tracer() != 0
+
+
+def _onlooker() -> str | None:
+    """The same in words."""
+    if _VALGRIND:
+        return "run by valgrind"
+    pid = lib.ap_tracer()
+    if not pid:
+        return None
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f"traced by {file.read().rstrip()} (pid {pid})"
+    except OSError:  # it has ended since
+        return f"traced by pid {pid}"
+
+
+def candidates() -> dict[str, str | None]:
+    """The strategies to be tried here, the better ones first, with what speaks against
+    one beforehand."""
+    if hasattr(sys, "getandroidapilevel"):
+        # Programs are where they are only for those who ask the C library, into which
+        # termux-exec is preloaded. Our own child cannot ask it.
+        return {"clone": "Android: the C library finds the programs", "portable": None}
+    onlooker = _onlooker() if "clone" in STRATEGIES else None
+    names = [name for name in STRATEGIES if name != "copy" or onlooker is not None]
+    return {name: onlooker if name == "clone" else None for name in names}
 
 
 def probe(strategy: str) -> str | None:
@@ -163,6 +197,8 @@ class _Port(Resident[NativeChild]):
         if result < 0:
             raise OSError(-result, os.strerror(-result))
         self._port: Any = handle[0]
+        #: Asked once a port: the answer costs a good part of a spawn.
+        self.is_watched = is_watched()
         self._completions = ffi.new("ap_completion[]", _BATCH)
         #: How many of them there are, and how many have been told of.
         self._count = self._told = 0
@@ -220,11 +256,8 @@ class _Port(Resident[NativeChild]):
 
     def abandon(self, token: int) -> None:
         self.children.pop(token, None)
-        if self.is_open:
-            lib.ap_port_abandon(self._port, token)
-            self.retire_when_idle()
-        else:
-            lib.ap_signal(token, 9)
+        lib.ap_abandon(token)
+        self.retire_when_idle()
 
     def _drain(self) -> None:
         if not self.is_open:
@@ -292,9 +325,12 @@ class PosixBackend(WithoutJobs):
 
     name = "native"
 
-    def __init__(self, strategy: str) -> None:
+    def __init__(self, strategy: str, *, adapts: bool = False) -> None:
+        """adapts: "clone" gives way to "copy" on ports that open while somebody looks on,
+        a debugger that was attached later, say."""
         self.strategy = strategy
         self._code = STRATEGIES[strategy]
+        self._watched_code = lib.AP_COPY if adapts and strategy == "clone" else self._code
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
@@ -310,7 +346,8 @@ class PosixBackend(WithoutJobs):
             return self._spawn_by_popen(spec, port, stdio)
         # What subprocess.Popen raises, before anything is started (PEP 578).
         sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
-        request, strings = self._request(spec, stdio.theirs)
+        strategy = self._watched_code if port.is_watched else self._code
+        request, strings = self._request(spec, stdio.theirs, strategy)
         token = port.spawn(request, strings, spec)
         if token == -errno.ENOTSUP:
             return self._spawn_by_popen(spec, port, stdio)
@@ -336,9 +373,9 @@ class PosixBackend(WithoutJobs):
         port.add(token, child)
         return child
 
-    def _request(self, spec: SpawnSpec, fds: list[int]) -> tuple[Any, bytes]:
+    def _request(self, spec: SpawnSpec, fds: list[int], strategy: int) -> tuple[Any, bytes]:
         request = ffi.new("ap_request *")
-        request.strategy = self._code
+        request.strategy = strategy
         flags = 0
         if spec.close_fds:
             flags |= lib.AP_CLOSE_FDS

@@ -13,8 +13,9 @@
 
 /* How a child is made. */
 enum {
-  AP_CLONE = 1,   /* Linux: our own child on clone(), which does not wait for exec */
-  AP_PORTABLE = 2 /* posix_spawn; waits for exec */
+  AP_CLONE = 1,    /* Linux: our own child on clone(), which does not wait for exec */
+  AP_PORTABLE = 2, /* posix_spawn; waits for exec */
+  AP_COPY = 4      /* AP_CLONE on a copy of our memory, for those who look on (ap_tracer) */
 };
 
 /* What a completion tells. */
@@ -103,8 +104,14 @@ typedef struct {
   int64_t switches_involuntary;
 } ap_completion;
 
-/* AP_CLONE, AP_PORTABLE: the strategies of this system, as bits. */
+/* AP_CLONE, AP_PORTABLE, AP_COPY: the strategies of this system, as bits. */
 int ap_strategies(void);
+
+/* Linux: the number of the process that traces this one (ptrace), a debugger, say. 0:
+ * there is none, or none that can be seen from here. Tools that trace take a child on
+ * our memory (AP_CLONE) for a fork: gdb takes its breakpoints out of it, proot shares
+ * what it knows of our heap with it. */
+int ap_tracer(void);
 
 /* Can this strategy be used here? Tries it, since containers refuse calls by
  * seccomp. 0, or -errno with what[0] naming the call that failed. */
@@ -133,9 +140,9 @@ int64_t ap_port_adopt(ap_port *port, int32_t pid);
 /* Fills in up to n completions and returns how many. Does not block. */
 int ap_port_next(ap_port *port, ap_completion *completions, int n);
 
-/* The caller wants to hear no more of this child. It is killed, reaped and its
- * descriptors closed in the background. */
-int ap_port_abandon(ap_port *port, int64_t token);
+/* The caller wants to hear no more of this child, be its port open or closed. It is
+ * killed, reaped and its descriptors closed in the background. */
+int ap_abandon(int64_t token);
 
 /* Sends a signal. -ESRCH when the child has been reaped. Valid also after its
  * port was closed. */

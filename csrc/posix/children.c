@@ -2,6 +2,7 @@
  * children that outlived the port they were started on. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -76,11 +77,22 @@ void note_usage(ap_completion *out, const struct rusage *usage) {
 static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
   int32_t report;
   ssize_t n = read(child->exec_fd, &report, sizeof report);
-  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return ADVANCE_NOTHING;
+  int error = n < 0 ? errno : EIO;
+  if (n < 0 && (error == EAGAIN || error == EINTR)) return ADVANCE_NOTHING;
   if (before_close) before_close(child);
+  if (n != 0 && n != (ssize_t)sizeof report) {
+    /* No pipe reads like that: somebody has closed our number, which is theirs now.
+     * The child may have come to its exec or not, and need `memory` for that. */
+    child->exec_fd = -1;
+    child->error = error;
+    child->step = AP_STEP_SETUP;
+    child->state = CHILD_FAILING;
+    process_signal(child, SIGKILL);
+    return ADVANCE_FAILED;
+  }
   close(child->exec_fd);
   child->exec_fd = -1;
-  if (n == (ssize_t)sizeof report) {
+  if (n) {
     /* It still runs on `memory`, on its way to _exit. */
     child->error = report & 0xffff;
     child->step = report >> 16;

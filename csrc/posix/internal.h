@@ -82,7 +82,8 @@ enum {
 
 /* Moves a child on as far as it is, by one step. Does not block. Closes exec_fd
  * (unregister it first if `before_close` is given) and frees `memory` when the
- * exec's result is known. */
+ * exec's result is known. A child whose result cannot be known any more is killed,
+ * and fails. */
 int child_advance(ap_child *child, void (*before_close)(ap_child *),
                   ap_completion *out);
 
@@ -181,12 +182,12 @@ void plan_keep(ap_plan *plan, int result_fd);
 
 /* spawn_clone.c. clone_pipe makes the exec-result pipe, whose reading end the
  * port then registers, so that nothing can fail once there is a child;
- * clone_start makes the child. Both with ap_lock held: no other child may be
- * made in between and carry our writing end along. 0 or -errno; clone_start
- * always closes the writing end. */
+ * clone_start makes the child, by AP_CLONE or AP_COPY. Both with ap_lock held: no
+ * other child may be made in between and carry our writing end along. 0 or -errno;
+ * clone_start always closes the writing end. */
 int clone_pipe(ap_child *child, ap_plan *plan);
-int clone_start(ap_child *child, ap_plan *plan);
-int clone_probe(const char **what);
+int clone_start(ap_child *child, ap_plan *plan, int strategy);
+int clone_probe(int strategy, const char **what);
 size_t clone_stack_size(void);
 
 /* spawn_posix.c. Fills in child->pid and, on Linux, pidfd. 0, or -errno with

@@ -142,7 +142,7 @@ static int64_t start_clone(ap_port *port, ap_request *request,
     goto finish;
   }
   child->port = port;
-  result = clone_start(child, plan);
+  result = clone_start(child, plan, request->strategy);
   if (result < 0) {
     unwatch_exec(child);
     goto finish;
@@ -195,11 +195,17 @@ static int64_t start_portable(ap_port *port, ap_request *request,
   return result;
 }
 
-int ap_strategies(void) { return AP_LINUX ? AP_CLONE | AP_PORTABLE : AP_PORTABLE; }
+int ap_strategies(void) {
+  return AP_LINUX ? AP_CLONE | AP_COPY | AP_PORTABLE : AP_PORTABLE;
+}
+
+#if !AP_LINUX
+int ap_tracer(void) { return 0; }
+#endif
 
 int ap_probe(int strategy, const char **what) {
 #if AP_LINUX
-  if (strategy == AP_CLONE) return clone_probe(what);
+  if (strategy == AP_CLONE || strategy == AP_COPY) return clone_probe(strategy, what);
 #endif
   if (strategy == AP_PORTABLE) return process_probe(what);
   *what = "strategy";
@@ -221,9 +227,9 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
   if (foreign(port)) return -ECHILD;
   request->started = 0;
   request->step = AP_STEP_NONE;
-  if (request->strategy == AP_CLONE)
-    return start_clone(port, request, strings, pass_fds, groups);
-  return start_portable(port, request, strings, pass_fds);
+  if (request->strategy == AP_PORTABLE)
+    return start_portable(port, request, strings, pass_fds);
+  return start_clone(port, request, strings, pass_fds, groups);
 }
 
 int64_t ap_port_adopt(ap_port *port, int32_t pid) {
@@ -320,12 +326,13 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n) {
   return ready < 0 ? ready : count;
 }
 
-int ap_port_abandon(ap_port *port, int64_t token) {
-  if (foreign(port)) return -ECHILD;
+int ap_abandon(int64_t token) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
   int result = -ESRCH;
-  if (child && child->port == port) {
+  if (child && child->port && foreign(child->port)) {
+    result = -ECHILD;
+  } else if (child) {
     child->abandoned = true;
     result = process_signal(child, SIGKILL);
   }

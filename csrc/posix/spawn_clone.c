@@ -1,7 +1,7 @@
 /* The main strategy on Linux: our own child on clone(CLONE_VM | CLONE_PIDFD),
  * without CLONE_VFORK. The caller goes on at once; the exec happens on another
  * core, and its result comes by a CLOEXEC pipe: end of file when it worked, four
- * bytes when it did not.
+ * bytes when it did not. AP_COPY is the same without CLONE_VM.
  *
  * The child shares the running parent's memory, and its thread-local storage
  * (errno!) with the thread that made it. So everything it does here is inline
@@ -347,17 +347,24 @@ enum { STACK_SIZE = 16 * 1024 };
 
 size_t clone_stack_size(void) { return STACK_SIZE; }
 
-/* Runs `entry` on the stack below `argument`. Returns the pid, or -errno. */
+/* Runs `entry` on the stack below `argument`. Returns the pid, and in *pidfd its
+ * descriptor, -1 where the kernel knows none; or -errno. */
 static int clone_at(int (*entry)(void *), void *argument, int flags,
                     uint64_t *mask, int *pidfd) {
   uint64_t all = ~(uint64_t)0;
+  int made = -1;
   void *stack = (void *)((uintptr_t)argument & ~(uintptr_t)15);
   /* By system call: libc's leaves out its own signals 32 and 33, whose handlers
    * must not run in a child either. */
-  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, mask, KERNEL_SIGSET_SIZE);
-  int pid = clone(entry, stack, flags | CLONE_PIDFD | SIGCHLD, argument, pidfd);
+  if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, mask, KERNEL_SIGSET_SIZE) < 0)
+    return -errno;
+  int pid = clone(entry, stack, flags | CLONE_PIDFD | SIGCHLD, argument, &made);
   int error = errno;
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, NULL, KERNEL_SIGSET_SIZE);
+  /* What a pids cgroup refuses is refused late (cgroup_can_fork): copy_process() in
+   * the kernel's kernel/fork.c has written a number by then, and taken it back. It
+   * may be another thread's. */
+  *pidfd = pid < 0 ? -1 : made;
   return pid < 0 ? -error : pid;
 }
 
@@ -377,12 +384,14 @@ int clone_pipe(ap_child *child, ap_plan *plan) {
   return 0;
 }
 
-int clone_start(ap_child *child, ap_plan *plan) {
+static int memory_flags(bool copy) { return copy ? 0 : CLONE_VM | CLONE_EXTRA; }
+
+int clone_start(ap_child *child, ap_plan *plan, int strategy) {
   /* A change of ids must not share memory with the parent: for a moment the new
    * user could reach into it (ptrace). The same child, on a copy. */
   int ids = plan->flags & (AP_SETGROUPS | AP_SETGID | AP_SETUID);
-  int flags = ids ? 0 : CLONE_VM | CLONE_EXTRA;
-  int pid = clone_at(ap_child_main, plan, flags, &plan->signal_mask, &child->pidfd);
+  int pid = clone_at(ap_child_main, plan, memory_flags(ids || strategy == AP_COPY),
+                     &plan->signal_mask, &child->pidfd);
   close(plan->result_fd);
   if (pid < 0) return pid;
   child->pid = pid;
@@ -404,7 +413,8 @@ CHILD_CODE static int ap_child_probe(void *argument) {
 /* One child that marks our memory and ends. CLONE_VM does not share memory under
  * QEMU's user mode and WSL1, CLONE_PIDFD is ignored before Linux 5.2, and seccomp
  * may refuse any of the rest. */
-int clone_probe(const char **what) {
+int clone_probe(int strategy, const char **what) {
+  bool copy = strategy == AP_COPY;
   char *memory = malloc(STACK_SIZE + sizeof(probe_mark));
   probe_mark *mark = (probe_mark *)(void *)(memory + STACK_SIZE);
   uint64_t mask;
@@ -422,8 +432,8 @@ int clone_probe(const char **what) {
   }
   close(self);
 
-  *what = "clone(CLONE_VM | CLONE_PIDFD)";
-  int pid = clone_at(ap_child_probe, mark, CLONE_VM | CLONE_EXTRA, &mask, &pidfd);
+  *what = copy ? "clone(CLONE_PIDFD)" : "clone(CLONE_VM | CLONE_PIDFD)";
+  int pid = clone_at(ap_child_probe, mark, memory_flags(copy), &mask, &pidfd);
   if (pid < 0) {
     error = pid;
     goto finish;
@@ -457,7 +467,7 @@ int clone_probe(const char **what) {
   } else if (signalled < 0 && signalled != -ESRCH) {
     *what = "pidfd_send_signal";
     error = signalled;
-  } else if (!mark->seen) {
+  } else if (!copy && !mark->seen) {
     *what = "clone(CLONE_VM): memory is not shared";
     error = -ENOSYS;
   }
@@ -466,6 +476,19 @@ finish:
   if (pidfd >= 0) close(pidfd);
   free(memory);
   return error;
+}
+
+int ap_tracer(void) {
+  static const char field[] = "\nTracerPid:";
+  char status[4096]; /* the field is among the first */
+  int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  ssize_t size = read(fd, status, sizeof status - 1);
+  close(fd);
+  if (size <= 0) return 0;
+  status[size] = '\0';
+  const char *found = strstr(status, field);
+  return found ? atoi(found + sizeof field - 1) : 0;
 }
 
 int linux_features(void) {

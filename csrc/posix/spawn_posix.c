@@ -165,15 +165,18 @@ static int raise_sources(const ap_request *request, const int32_t *pass_fds,
 }
 
 /* Tries the candidates in order; misses are found by stat, which costs no
- * child. `error` as posix_spawn returns it. */
+ * child. A single one is left to posix_spawn, since a library that was preloaded may
+ * know another place for it (termux-exec, fakechroot). `error` as posix_spawn
+ * returns it. */
 static int try_programs(pid_t *pid, const ap_plan *plan,
                         const posix_spawn_file_actions_t *actions,
                         const posix_spawnattr_t *attributes) {
   int refusal = 0, error = ENOENT;
+  bool several = plan->programs[0] && plan->programs[1];
   for (const char *const *program = plan->programs; *program; program++) {
     struct stat status;
     bool decides_here = (*program)[0] == '/' || !plan->cwd;
-    if (decides_here && stat(*program, &status) < 0)
+    if (several && decides_here && stat(*program, &status) < 0)
       error = errno;
     else
       error = posix_spawn(pid, *program, actions, attributes, plan->argv,

@@ -60,7 +60,7 @@ bool child_look(ap_child *child) {
   ap_completion *end = &child->end;
   FILETIME created, exited, kernel, user;
   PROCESS_MEMORY_COUNTERS memory;
-  DWORD code = 0;
+  DWORD code = UINT32_MAX; /* should it fail: not that all was well */
   end->token = child->token;
   end->kind = AP_EXITED;
   end->pid = child->pid;

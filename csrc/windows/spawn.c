@@ -49,10 +49,11 @@ void plan_free(ap_plan *plan) {
 }
 
 static int duplicate(HANDLE source, HANDLE *result) {
-  HANDLE self = GetCurrentProcess();
-  return DuplicateHandle(self, source, self, result, 0, FALSE, DUPLICATE_SAME_ACCESS)
-             ? 0
-             : failure();
+  HANDLE self = GetCurrentProcess(), made = NULL;
+  if (!DuplicateHandle(self, source, self, &made, 0, FALSE, DUPLICATE_SAME_ACCESS))
+    return failure(); /* whatever is in `made` is not ours to close */
+  *result = made;
+  return 0;
 }
 
 static int duplicate_std(int number, int64_t source, HANDLE *result) {

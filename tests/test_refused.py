@@ -1,0 +1,157 @@
+"""A child that the kernel refuses late, when it has given the pidfd a number already: in a
+pids cgroup that is full (docker's --pids-limit, systemd's TasksMax). The number may be
+another thread's by the time we hear of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("not on Windows: clone()", allow_module_level=True)
+
+from aside import Aside
+from conftest import FUSE, settle, subjects
+from preload import preload
+
+
+@pytest.fixture(params=["clone", "copy"])
+def own(request: pytest.FixtureRequest) -> Aside:
+    """The strategies that call clone() themselves."""
+    if not {"clone", "copy"} & set(subjects(request.config)):
+        pytest.skip("waived, or built with tests/shim, which has no clone()")
+    return Aside(request.param)
+
+
+COMMON = """
+import ctypes
+from aioproc import _native
+preloaded = ctypes.CDLL(None)
+victim, bad_closes = (ctypes.c_int.in_dll(preloaded, n) for n in ("victim", "bad_closes"))
+
+async def works():
+    assert await (await aioproc.create_subprocess_exec("true")).wait() == 0
+
+async def is_refused(**options):
+    try:
+        await aioproc.create_subprocess_exec("true", **options)
+    except BlockingIOError:
+        pass
+    else:
+        raise AssertionError("not refused")
+
+def probe():
+    what = _native.ffi.new("const char *[1]")
+    code = {"clone": _native.lib.AP_CLONE, "copy": _native.lib.AP_COPY}[subject]
+    return _native.lib.ap_probe(code, what)
+
+#: With a change of ids the child is on a copy of our memory.
+options = ({}, {"user": os.getuid()}, {"group": os.getgid()})
+"""
+
+WRAPPED = """
+theirs = os.open("/dev/null", os.O_RDONLY)
+
+async def main():
+    for each in options:
+        await works()
+        victim.value = theirs
+        await is_refused(**each)
+        victim.value = -1
+        os.fstat(theirs)
+    await works()
+run(main())
+victim.value = theirs
+assert probe() == -errno.EAGAIN
+os.fstat(theirs)
+os.close(theirs)
+assert bad_closes.value == 0
+"""
+
+
+def test_the_number_is_not_ours(own: Aside, tmp_path: Path) -> None:
+    own.run(COMMON + WRAPPED, LD_PRELOAD=preload(tmp_path))
+
+
+def mounts() -> Iterator[tuple[Path, str, str]]:
+    """Where cgroups are, which version, and our own's path in there."""
+    paths = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        paths[controllers] = path
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, given, *_ = line.split()
+        if kind == "cgroup" and "pids" in given.split(","):
+            own = [path for names, path in paths.items() if "pids" in names.split(",")]
+            yield Path(point), kind, own[0] if own else "/"
+        elif kind == "cgroup2":
+            yield Path(point), kind, paths.get("", "/")
+
+
+@contextlib.contextmanager
+def made(group: Path) -> Iterator[bool]:
+    """A new cgroup; whether it counts processes."""
+    try:
+        group.mkdir()
+    except OSError:
+        yield False
+        return
+    try:
+        yield (group / "pids.max").exists() and os.access(group / "cgroup.procs", os.W_OK)
+    finally:
+        # Its last process may be a zombie of somebody else's for a moment.
+        def remove() -> bool:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            return not group.exists()
+
+        assert settle(remove, FUSE)
+
+
+@pytest.fixture
+def pids_cgroup() -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        if Path("/proc/self/cgroup").exists():
+            for point, kind, own in mounts():
+                for parent in dict.fromkeys((point / own.lstrip("/"), point)):
+                    if kind == "cgroup2":
+                        with contextlib.suppress(OSError):
+                            (parent / "cgroup.subtree_control").write_text("+pids")
+                    group = parent / f"aioproc-tests-{os.getpid()}"
+                    if stack.enter_context(made(group)):
+                        yield group
+                        return
+    pytest.skip("no pids cgroup can be made here: not root, or none that is writable")
+
+
+IN_CGROUP = """
+from pathlib import Path
+group = Path(sys.argv[1])
+
+async def main():
+    await works()
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    before = set(open_fds())
+    bad_closes.value = 0
+    for each in options:
+        (group / "pids.max").write_text((group / "pids.current").read_text())
+        await is_refused(**each)
+        assert probe() == -errno.EAGAIN
+        assert bad_closes.value == 0, bad_closes.value
+        (group / "pids.max").write_text("max")
+        await works()
+    assert set(open_fds()) == before
+run(main())
+"""
+
+
+@pytest.mark.root
+def test_in_a_pids_cgroup(own: Aside, tmp_path: Path, pids_cgroup: Path) -> None:
+    own.run(COMMON + IN_CGROUP, pids_cgroup, LD_PRELOAD=preload(tmp_path))
