@@ -70,16 +70,20 @@ def _database_id(value: str | int, what: str) -> int:
     return value
 
 
-class Environment:
-    """A child's environment as the kernel takes it."""
+def _prefixes(path: bytes) -> list[bytes]:
+    """What to put before a program's name to find it in PATH, in order."""
+    # An empty entry is the working directory (os.path.join's rule, and execvp's).
+    return [os.path.join(directory, b"") for directory in path.split(b":")]
 
-    __slots__ = ("block", "count", "prefixes")
+
+class Environment:
+    """An environment that was given, as the kernel takes it."""
+
+    __slots__ = ("_paths", "count", "text")
 
     #: NAME=value, each with its NUL.
-    block: bytes
+    text: bytes
     count: int
-    #: What to put before a program's name to find it in PATH, in order.
-    prefixes: list[bytes]
 
     def __init__(self, variables: Mapping[Any, Any]) -> None:
         encode = os.fsencode
@@ -87,37 +91,36 @@ class Environment:
         paths = []
         for key, value in variables.items():
             name, encoded = encode(key), encode(value)
-            if b"=" in name:
+            # Popen passes an empty one on or not, depending on how it makes the child.
+            if not name or b"=" in name:
                 raise ValueError("illegal environment variable name")
             entries.append(name + b"=" + encoded + b"\0")
             if name == b"PATH":
                 paths.append(encoded)
-        self.block = b"".join(entries)
+        self.text = b"".join(entries)
         self.count = len(entries)
-        if self.block.count(b"\0") != self.count:
+        if self.text.count(b"\0") != self.count:
             raise ValueError("embedded null byte")
-        if len(paths) > 1:
+        self._paths = paths
+
+    def prefixes(self) -> list[bytes]:
+        if len(self._paths) > 1:
             raise ValueError("env cannot contain 'PATH' and b'PATH' keys")
-        path = paths[0] if paths else os.fsencode(os.defpath)
-        # An empty entry is the working directory (os.path.join's rule, and execvp's).
-        self.prefixes = [os.path.join(directory, b"") for directory in path.split(b":")]
+        return _prefixes(self._paths[0] if self._paths else os.fsencode(os.defpath))
 
 
-_inherited: tuple[dict[Any, Any], Environment] | None = None
+#: Of the last PATH that was ours.
+_own_prefixes: tuple[str | None, list[bytes]] = (None, _prefixes(os.fsencode(os.defpath)))
 
 
-def inherited_environment() -> Environment:
-    """Our own; encoded anew only when it has changed, since that takes longer than all
-    else in a spawn that Python does."""
-    global _inherited
-    # The plain dict behind os.environ, where it is one: comparing it costs a microsecond.
-    variables = getattr(os.environ, "_data", None)
-    if type(variables) is not dict:
-        return Environment(os.environb)
-    cached = _inherited
-    if cached is None or cached[0] != variables:
-        variables = dict(variables)
-        _inherited = cached = (variables, Environment(variables))
+def own_prefixes() -> list[bytes]:
+    """By our own PATH: that of os.environ, as os.get_exec_path has it."""
+    global _own_prefixes
+    path = os.environ.get("PATH")
+    cached = _own_prefixes
+    if cached[0] != path:
+        cached = (path, _prefixes(os.fsencode(os.defpath if path is None else path)))
+        _own_prefixes = cached
     return cached[1]
 
 
@@ -195,7 +198,8 @@ class SpawnSpec:
     argv: list[bytes]
     programs: list[bytes]
     encoded_cwd: bytes | None
-    environment: Environment
+    #: None: ours, as it is when the child is made.
+    environment: Environment | None
     #: Windows: what CreateProcess takes. The STARTUPINFO is a copy of the user's.
     command_line: str
     creationflags: int
@@ -419,11 +423,12 @@ class SpawnSpec:
         self.cwd = cwd
         self.encoded_cwd = None if cwd is None else encode(cwd)
         self.env = env
-        self.environment = inherited_environment() if env is None else Environment(env)
+        environment = self.environment = None if env is None else Environment(env)
         program = encode(self.executable)
         if b"\0" in b"".join([program, self.encoded_cwd or b"", *self.argv]):
             raise ValueError("embedded null byte")
         if b"/" in program:
             self.programs = [program]
         else:
-            self.programs = [prefix + program for prefix in self.environment.prefixes]
+            prefixes = own_prefixes() if environment is None else environment.prefixes()
+            self.programs = [prefix + program for prefix in prefixes]

@@ -18,7 +18,7 @@ PACKAGE = Path(aioproc.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKENDS = [file for file in FILES if file.parent.name == "_backends"]
 #: The files of rooms that import the C layer.
-NATIVE = {"posix.py", "windows_native.py"}
+NATIVE = {"posix.py", "posix_environment.py", "windows_native.py"}
 #: The one room that touches asyncio's own names.
 INSTALL = "_install.py"
 
