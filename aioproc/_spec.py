@@ -6,6 +6,7 @@ what ``subprocess.Popen`` or asyncio would raise.
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -28,7 +29,9 @@ STDOUT = subprocess.STDOUT
 DEVNULL = subprocess.DEVNULL
 
 _SHELL = "/system/bin/sh" if hasattr(sys, "getandroidapilevel") else "/bin/sh"
-_MAX_ID = 2**32 - 1
+#: One less than what uid_t can hold: that one, -1, means "no change" to setreuid() and its
+#: kin, so that the child would keep what it shall give up.
+_MAX_ID = 2**32 - 2
 _MAX_FD = 2**31 - 1
 
 
@@ -45,10 +48,13 @@ def _stream(name: str, value: Stream) -> int | None:
         fd = value.fileno()
         if not isinstance(fd, int):
             raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
+        if fd < 0:
+            # A closed socket's, say; never one of the numbers that mean something here.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if fd > _MAX_FD:
         # PyPy's Popen would take the lower 32 bits of it.
         raise OverflowError(f"{name} cannot be the file descriptor {fd}")
-    return fd
+    return int(fd)
 
 
 def _database_id(value: str | int, what: str) -> int:
@@ -57,10 +63,11 @@ def _database_id(value: str | int, what: str) -> int:
         if what == "User":
             import pwd
 
-            return pwd.getpwnam(value).pw_uid
-        import grp
+            value = pwd.getpwnam(value).pw_uid
+        else:
+            import grp
 
-        return grp.getgrnam(value).gr_gid
+            value = grp.getgrnam(value).gr_gid
     if not isinstance(value, int):
         raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
     if value < 0:
@@ -169,6 +176,8 @@ class SpawnSpec:
         "environment",
         "executable",
         "extra_groups",
+        "given",
+        "given_handles",
         "group",
         "pass_fds",
         "pipesize",
@@ -207,6 +216,9 @@ class SpawnSpec:
     #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
     stdio: tuple[int | None, int | None, int | None]
     stderr_to_stdout: bool
+    #: All descriptors that were given; and handles, on Windows.
+    given: list[int]
+    given_handles: list[int]
     close_fds: bool
     pass_fds: list[int]
     start_new_session: bool
@@ -261,6 +273,8 @@ class SpawnSpec:
         self.user_args = args
         self.pipesize = pipesize
         self._judge_streams(stdin, stdout, stderr)
+        self.given = [fd for fd in self.stdio if fd is not None and fd >= 0]
+        self.given_handles = []
         if WINDOWS:
             self._refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
             self._judge_windows(args, shell, executable, cwd, env)
@@ -272,6 +286,9 @@ class SpawnSpec:
         if creationflags != 0:
             raise ValueError("creationflags is only supported on Windows platforms")
         self._judge_descriptors(close_fds, pass_fds)
+        self.given += self.pass_fds
+        if self.stderr_to_stdout and stdout is None:
+            self.given.append(1)
         self._judge_ids(user, group, extra_groups)
         argv = [executable or _SHELL, "-c", args] if shell else list(args)
         self._judge_strings(argv, executable, cwd, env)
@@ -281,6 +298,17 @@ class SpawnSpec:
         self.restore_signals = bool(restore_signals)
         self.preexec_fn = preexec_fn
         return self
+
+    def check_open(self) -> None:
+        """OSError for a descriptor or handle that is closed. To be called before anything
+        is opened, or the number may be that of a pipe of ours by then, for the child to
+        keep."""
+        for fd in self.given:
+            os.get_inheritable(fd)
+        for handle in self.given_handles:
+            if handle <= 0:  # -1 is this process, -2 this thread, of which Windows knows
+                raise _command_line.windows_error(6, "The handle is invalid", None)
+            os.get_handle_inheritable(handle)  # type: ignore[attr-defined,unused-ignore]
 
     # -- Windows
 
@@ -344,7 +372,7 @@ class SpawnSpec:
             startupinfo.wShowWindow = _subprocess.SW_HIDE
         attributes = startupinfo.lpAttributeList
         if attributes and attributes.get("handle_list"):
-            handles = list(map(int, attributes["handle_list"]))
+            handles = self.given_handles = list(map(int, attributes["handle_list"]))
             startupinfo.lpAttributeList = {**attributes, "handle_list": handles}
             if not close_fds:
                 warnings.warn(

@@ -295,6 +295,7 @@ class PosixBackend(WithoutJobs):
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
+        spec.check_open()
         port = _ports.of(loop)
         with Stdio(port) as stdio:
             stdio.open(spec, loop)

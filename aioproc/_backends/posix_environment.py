@@ -74,7 +74,8 @@ class _Block:
             self._places.append(ffi.buffer(place, len(found)))
             self._found.append(found)
         # Those that lie side by side, as the kernel has put them there, are one place.
-        end = start = None
+        start: Any = None
+        end: Any = None
         for pointer, entry in zip(pointers, entries):
             text = entry + b"\0"
             if pointer == end:
