@@ -76,7 +76,7 @@ class _Block:
         # Those that lie side by side, as the kernel has put them there, are one place.
         start: Any = None
         end: Any = None
-        for pointer, entry in zip(pointers, entries):
+        for pointer, entry in zip(pointers, entries, strict=True):
             text = entry + b"\0"
             if pointer == end:
                 text = self._found.pop() + text
