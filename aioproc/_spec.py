@@ -7,6 +7,7 @@ what ``subprocess.Popen`` or asyncio would raise.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Union
 
 from ._backends.system import WINDOWS, has_console
+from ._notes import add_note
 
 if WINDOWS:
     from . import _command_line
@@ -35,6 +37,26 @@ _MAX_ID = 2**32 - 2
 _MAX_FD = 2**31 - 1
 
 
+def _stream_advice(name: str, value: Any) -> str:
+    """For what is neither a descriptor nor has one."""
+    import asyncio
+
+    if isinstance(value, (asyncio.StreamReader, asyncio.StreamWriter)):
+        return (
+            f"{name} cannot be a stream of another process: make a pipe by os.pipe(), give its "
+            "ends to the two processes as stdout and stdin, and close both"
+        )
+    if isinstance(value, bytes) and name == "stdin":
+        return "use stdin=PIPE, and communicate(input) or stdin.write() for the data"
+    if isinstance(value, (str, bytes, os.PathLike)):
+        mode = "rb" if name == "stdin" else "wb"
+        return f"{name} cannot be the name of a file: open it, {name}=open({value!r}, {mode!r})"
+    return (
+        f"{name} can be None, PIPE, DEVNULL, a file descriptor or an object with one "
+        f"(fileno()); {type(value).__name__} has none: use PIPE, and pass the data on"
+    )
+
+
 def _stream(name: str, value: Stream) -> int | None:
     if value is None:
         return None
@@ -45,7 +67,11 @@ def _stream(name: str, value: Stream) -> int | None:
             raise ValueError(f"{name} cannot be the file descriptor {value}")
         fd = value
     else:
-        fd = value.fileno()
+        try:
+            fd = value.fileno()
+        except (AttributeError, io.UnsupportedOperation) as error:
+            add_note(error, _stream_advice(name, value))
+            raise
         if not isinstance(fd, int):
             raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
         if fd < 0:
@@ -256,12 +282,9 @@ class SpawnSpec:
         pipesize: int = -1,
         startupinfo: Any = None,
         creationflags: int = 0,
-        **unknown: Any,
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
         the shell. The keywords are ``subprocess.Popen``'s."""
-        for name in unknown:
-            raise TypeError(f"unexpected keyword argument {name!r}")
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
