@@ -168,6 +168,7 @@ class Process(asyncio.subprocess.Process):
     however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
     SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+    The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
 
     Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
     said to be such.
