@@ -12,7 +12,8 @@ The API of :mod:`asyncio.subprocess`, without its faults::
 
     asyncio.run(main())
 
-``python -m aioproc`` tells which backend is in use, and why.
+``python -m aioproc`` tells which backend is in use, and why; :func:`backend_info` does so
+for programs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ._api import (
     subprocess_shell,
 )
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
-from ._install import install, installed, uninstall
+from ._info import backend_info
+from ._install import install, installed, is_installed, uninstall
 from ._job import Job
 from ._process import Process
 from ._streams import StreamReader, StreamWriter
@@ -45,10 +47,12 @@ __all__ = [
     "StreamReader",
     "StreamWriter",
     "SubprocessTransport",
+    "backend_info",
     "create_subprocess_exec",
     "create_subprocess_shell",
     "install",
     "installed",
+    "is_installed",
     "subprocess_exec",
     "subprocess_shell",
     "uninstall",

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import importlib.machinery
-import importlib.metadata
 import io
 import json
 import os
@@ -18,45 +17,22 @@ import signal
 import sys
 import time
 import types
-from typing import Any
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-from . import UNKNOWN_EXIT, Process, __version__, _backends, create_subprocess_exec, install
+from . import UNKNOWN_EXIT, Process, __version__, backend_info, create_subprocess_exec, install
 from ._install import ASYNCIO_LIMIT
 
 #: What the shell and timeout(1) return in these cases.
 TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def report() -> dict[str, Any]:
-    """The head of a bug report."""
-    python = f"{platform.python_implementation()} {platform.python_version()}"
-    return {
-        "aioproc": __version__,
-        **_backends.report(),
-        "python": python,
-        "system": platform.platform(),
-        "kernel": platform.release(),
-        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
-        "cffi": _version("cffi"),
-        "uvloop": _version("uvloop"),
-    }
-
-
 def _print_report(as_json: bool) -> int:
     try:
-        facts = report()
+        facts = backend_info()
     except RuntimeError as error:
         # AIOPROC_BACKEND asks for what is not to be had.
         print(f"aioproc {__version__}: {error}", file=sys.stderr)

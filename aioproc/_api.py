@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from . import _backends
 from ._backends.base import Child
+from ._notes import add_note
 from ._process import Process, StreamProtocol
 from ._spec import SpawnSpec, Stream, StrOrBytesPath
 from ._transport import SubprocessTransport, logger
@@ -23,6 +25,42 @@ PIPE = asyncio.subprocess.PIPE
 TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
 
 
+#: What all functions take, each with the parameters of its own.
+KEYWORDS = frozenset(SpawnSpec.build.__func__.__kwdefaults__)  # type: ignore[attr-defined]
+
+#: What to do in place of keywords of subprocess.run() and of former versions of asyncio.
+INSTEAD = {
+    "capture_output": "use stdout=PIPE, stderr=PIPE and communicate()",
+    "check": "look at the process's returncode after wait() or communicate()",
+    "input": "use stdin=PIPE and communicate(input)",
+    "limit": "this function makes no streams that could have one",
+    "loop": "the process belongs to the loop that runs",
+    "timeout": "use asyncio.wait_for(process.communicate(), timeout), or with wait()",
+}
+
+
+def _refuse_unknown(function: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in KEYWORDS:
+            continue
+        error = TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+        if name in INSTEAD:
+            add_note(error, INSTEAD[name])
+        else:
+            import difflib
+
+            known = [*KEYWORDS, "stdin", "stdout", "stderr", "limit"]
+            for similar in difflib.get_close_matches(name, known, n=1):
+                add_note(error, f"did you mean {similar!r}?")
+        raise error from None
+
+
+def _value_error(text: str, advice: str) -> ValueError:
+    error = ValueError(text)
+    add_note(error, advice)
+    return error
+
+
 def _refuse_text(
     shell: bool,
     must_be_shell: bool,
@@ -33,23 +71,57 @@ def _refuse_text(
     text: bool | None,
 ) -> None:
     """asyncio's own refusals, in its words."""
+    decode = "streams are of bytes: decode() what is read, encode() what is written"
     if universal_newlines:
-        raise ValueError("universal_newlines must be False")
+        raise _value_error("universal_newlines must be False", decode)
     if bool(shell) != must_be_shell:
-        raise ValueError(f"shell must be {must_be_shell}")
+        other = "exec" if must_be_shell else "shell"
+        raise _value_error(f"shell must be {must_be_shell}", f"use create_subprocess_{other}()")
     if bufsize != 0:
-        raise ValueError("bufsize must be 0")
+        advice = "leave it out: streams have buffers of their own"
+        raise _value_error("bufsize must be 0", advice)
     if text:
-        raise ValueError("text must be False")
+        raise _value_error("text must be False", decode)
     if encoding is not None:
-        raise ValueError("encoding must be None")
+        raise _value_error("encoding must be None", decode)
     if errors is not None:
-        raise ValueError("errors must be None")
+        raise _value_error("errors must be None", decode)
+
+
+def _explain_arguments(error: TypeError, arguments: tuple[Any, ...]) -> None:
+    """Says which of them was meant, and what it should have been."""
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, (str, bytes, os.PathLike)):
+            continue
+        what = f"argument {i}" if i else "the program"
+        if isinstance(argument, (list, tuple)):
+            advice = "give its items one by one: create_subprocess_exec(*command)"
+        else:
+            advice = "all of them are str, bytes or path-like objects"
+        add_note(error, f"{what} is {argument!r:.100}; {advice}")
+        return
+
+
+def _explain_missing(error: FileNotFoundError, spec: SpawnSpec) -> None:
+    """For a whole command line in the place of a program."""
+    program = os.fsdecode(spec.user_args[0])
+    # Windows' errors name no file.
+    named = spec.executable in (None, spec.user_args[0])
+    named = named and error.filename in (None, spec.user_args[0])
+    if named and len(program.split()) > 1:
+        add_note(
+            error,
+            f"{program!r:.100} was taken for the name of a program, with the spaces in it: give "
+            "its arguments one by one (shlex.split() makes them of a line), or use "
+            "create_subprocess_shell()",
+        )
 
 
 def _exec_spec(
+    function: str,
     program: StrOrBytesPath,
     args: tuple[StrOrBytesPath, ...],
+    /,
     *,
     universal_newlines: bool = False,
     shell: bool = False,
@@ -60,11 +132,18 @@ def _exec_spec(
     **kwds: Any,
 ) -> SpawnSpec:
     _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
-    return SpawnSpec.build((program, *args), **kwds)
+    try:
+        return SpawnSpec.build((program, *args), **kwds)
+    except TypeError as error:
+        _refuse_unknown(function, kwds)
+        _explain_arguments(error, (program, *args))
+        raise
 
 
 def _shell_spec(
+    function: str,
     cmd: str | bytes,
+    /,
     *,
     universal_newlines: bool = False,
     shell: bool = True,
@@ -75,9 +154,14 @@ def _shell_spec(
     **kwds: Any,
 ) -> SpawnSpec:
     if not isinstance(cmd, (bytes, str)):
-        raise ValueError("cmd must be a string")
+        advice = "for a program and its arguments use create_subprocess_exec(*command)"
+        raise _value_error("cmd must be a string", advice)
     _refuse_text(shell, True, universal_newlines, bufsize, encoding, errors, text)
-    return SpawnSpec.build(cmd, shell=True, **kwds)
+    try:
+        return SpawnSpec.build(cmd, shell=True, **kwds)
+    except TypeError:
+        _refuse_unknown(function, kwds)
+        raise
 
 
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
@@ -180,8 +264,14 @@ async def create_subprocess_exec(
 
     Source: asyncio.create_subprocess_exec and subprocess.Popen in Python's documentation.
     """
-    spec = _exec_spec(program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
-    return await _open_process(spec, limit)
+    spec = _exec_spec(
+        "create_subprocess_exec", program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
+    )
+    try:
+        return await _open_process(spec, limit)
+    except FileNotFoundError as error:
+        _explain_missing(error, spec)
+        raise
 
 
 async def create_subprocess_shell(
@@ -197,7 +287,9 @@ async def create_subprocess_shell(
     cmd: str or, not on Windows, bytes; ValueError or TypeError for anything else. Quoting
     is the caller's: shlex.quote (not for Windows). The rest as create_subprocess_exec.
     """
-    spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    spec = _shell_spec(
+        "create_subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
+    )
     return await _open_process(spec, limit)
 
 
@@ -216,9 +308,15 @@ async def subprocess_exec(
     process_exited, and connection_lost after the exit and the end of all pipes. All
     streams are pipes by default. Keywords and errors as create_subprocess_exec.
     """
-    spec = _exec_spec(program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    spec = _exec_spec(
+        "subprocess_exec", program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
+    )
     protocol = protocol_factory()
-    return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+    try:
+        return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+    except FileNotFoundError as error:
+        _explain_missing(error, spec)
+        raise
 
 
 async def subprocess_shell(
@@ -231,6 +329,6 @@ async def subprocess_shell(
     **kwds: Any,
 ) -> tuple[SubprocessTransport, P]:
     """subprocess_exec for a shell command, as loop.subprocess_shell."""
-    spec = _shell_spec(cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
+    spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
     return await _open(spec, protocol, asyncio.get_running_loop()), protocol

@@ -177,9 +177,20 @@ def uninstall() -> None:
         _replacements.clear()
 
 
+def is_installed() -> bool:
+    """Tell whether aioproc serves asyncio's subprocess functions in this process.
+
+    Returns:
+        True from install() to uninstall(), and in a block of installed(). True as well if
+        somebody has replaced one of asyncio's names since.
+    """
+    return bool(_originals)
+
+
 @contextmanager
 def installed(*, limit: int | None = ASYNCIO_LIMIT) -> Iterator[None]:
     """install() for a block. It concerns the whole process, not this task or thread.
+    (Whether it is in effect tells is_installed().)
 
     Inside a block of the same kind, or after install(), it only sets the limit and puts
     the former one back.

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from ._backends.base import ResourceUsage
+from ._notes import add_note
 from ._streams import Flow, StreamReader, StreamWriter
-from ._transport import SubprocessTransport, WritePipeTransport, logger
+from ._transport import SubprocessTransport, WritePipeTransport, check_loop, logger
 
 #: Seconds between SIGTERM and SIGKILL when `async with` is left.
 GRACE = 5.0
@@ -27,6 +28,16 @@ async def to_the_end(ending: asyncio.Task[None]) -> None:
     ending.result()
     if cancelled is not None:
         raise cancelled
+
+
+def input_view(input: Any) -> memoryview:
+    """What communicate() is given, as it is to be sent."""
+    try:
+        return memoryview(input)
+    except TypeError as error:
+        if isinstance(input, str):
+            add_note(error, "pipes carry bytes: communicate(text.encode())")
+        raise
 
 
 class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
@@ -157,6 +168,7 @@ class Process(asyncio.subprocess.Process):
     however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
     SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+    The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
 
     Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
     said to be such.
@@ -258,6 +270,8 @@ class Process(asyncio.subprocess.Process):
                 "communicate() called while another coroutine is already waiting for incoming data"
             )
         protocol = self._protocol
+        if not protocol._process_exited or protocol._readers_open:
+            check_loop(self._loop)
         readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
         started: list[StreamReader] = []
         finished = False
@@ -287,7 +301,7 @@ class Process(asyncio.subprocess.Process):
         if input is not None:
             if self.stdin is None:
                 raise ValueError("communicate() got input, but stdin is not a pipe")
-            view = memoryview(input)
+            view = input_view(input)
         if self._fed:
             if input is None or input is self._input:
                 return
@@ -318,6 +332,7 @@ class Process(asyncio.subprocess.Process):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        check_loop(self._loop)
         await to_the_end(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:

@@ -6,6 +6,8 @@ what ``subprocess.Popen`` or asyncio would raise.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Union
 
 from ._backends.system import WINDOWS, has_console
+from ._notes import add_note
 
 if WINDOWS:
     from . import _command_line
@@ -34,8 +37,30 @@ STDOUT = subprocess.STDOUT
 DEVNULL = subprocess.DEVNULL
 
 _SHELL = "/system/bin/sh" if hasattr(sys, "getandroidapilevel") else "/bin/sh"
-_MAX_ID = 2**32 - 1
+#: One less than what uid_t can hold: that one, -1, means "no change" to setreuid() and its
+#: kin, so that the child would keep what it shall give up.
+_MAX_ID = 2**32 - 2
 _MAX_FD = 2**31 - 1
+
+
+def _stream_advice(name: str, value: Any) -> str:
+    """For what is neither a descriptor nor has one."""
+    import asyncio
+
+    if isinstance(value, (asyncio.StreamReader, asyncio.StreamWriter)):
+        return (
+            f"{name} cannot be a stream of another process: make a pipe by os.pipe(), give its "
+            "ends to the two processes as stdout and stdin, and close both"
+        )
+    if isinstance(value, bytes) and name == "stdin":
+        return "use stdin=PIPE, and communicate(input) or stdin.write() for the data"
+    if isinstance(value, (str, bytes, os.PathLike)):
+        mode = "rb" if name == "stdin" else "wb"
+        return f"{name} cannot be the name of a file: open it, {name}=open({value!r}, {mode!r})"
+    return (
+        f"{name} can be None, PIPE, DEVNULL, a file descriptor or an object with one "
+        f"(fileno()); {type(value).__name__} has none: use PIPE, and pass the data on"
+    )
 
 
 def _stream(name: str, value: Stream) -> int | None:
@@ -48,21 +73,26 @@ def _stream(name: str, value: Stream) -> int | None:
             raise ValueError(f"{name} cannot be the file descriptor {value}")
         fd = value
     else:
-        fd = value.fileno()
+        try:
+            fd = value.fileno()
+        except (AttributeError, io.UnsupportedOperation) as error:
+            add_note(error, _stream_advice(name, value))
+            raise
         if not isinstance(fd, int):
             raise TypeError(f"{name}.fileno() returned {fd!r}, which is not an integer")
+        if fd < 0:
+            # A closed socket's, say; never one of the numbers that mean something here.
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if fd > _MAX_FD:
         # PyPy's Popen would take the lower 32 bits of it.
         raise OverflowError(f"{name} cannot be the file descriptor {fd}")
-    return fd
+    return int(fd)
 
 
 def _database_id(value: str | int, what: str) -> int:
     """A user's or group's number, from its name where that is given."""
     if isinstance(value, str):
-        if what == "User":
-            return pwd.getpwnam(value).pw_uid
-        return grp.getgrnam(value).gr_gid
+        value = pwd.getpwnam(value).pw_uid if what == "User" else grp.getgrnam(value).gr_gid
     if not isinstance(value, int):
         raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
     if value < 0:
@@ -72,16 +102,20 @@ def _database_id(value: str | int, what: str) -> int:
     return value
 
 
-class Environment:
-    """A child's environment as the kernel takes it."""
+def _prefixes(path: bytes) -> list[bytes]:
+    """What to put before a program's name to find it in PATH, in order."""
+    # An empty entry is the working directory (os.path.join's rule, and execvp's).
+    return [os.path.join(directory, b"") for directory in path.split(b":")]
 
-    __slots__ = ("block", "count", "prefixes")
+
+class Environment:
+    """An environment that was given, as the kernel takes it."""
+
+    __slots__ = ("_paths", "count", "text")
 
     #: NAME=value, each with its NUL.
-    block: bytes
+    text: bytes
     count: int
-    #: What to put before a program's name to find it in PATH, in order.
-    prefixes: list[bytes]
 
     def __init__(self, variables: Mapping[Any, Any]) -> None:
         encode = os.fsencode
@@ -89,37 +123,36 @@ class Environment:
         paths = []
         for key, value in variables.items():
             name, encoded = encode(key), encode(value)
-            if b"=" in name:
+            # Popen passes an empty one on or not, depending on how it makes the child.
+            if not name or b"=" in name:
                 raise ValueError("illegal environment variable name")
             entries.append(name + b"=" + encoded + b"\0")
             if name == b"PATH":
                 paths.append(encoded)
-        self.block = b"".join(entries)
+        self.text = b"".join(entries)
         self.count = len(entries)
-        if self.block.count(b"\0") != self.count:
+        if self.text.count(b"\0") != self.count:
             raise ValueError("embedded null byte")
-        if len(paths) > 1:
+        self._paths = paths
+
+    def prefixes(self) -> list[bytes]:
+        if len(self._paths) > 1:
             raise ValueError("env cannot contain 'PATH' and b'PATH' keys")
-        path = paths[0] if paths else os.fsencode(os.defpath)
-        # An empty entry is the working directory (os.path.join's rule, and execvp's).
-        self.prefixes = [os.path.join(directory, b"") for directory in path.split(b":")]
+        return _prefixes(self._paths[0] if self._paths else os.fsencode(os.defpath))
 
 
-_inherited: tuple[dict[Any, Any], Environment] | None = None
+#: Of the last PATH that was ours.
+_own_prefixes: tuple[str | None, list[bytes]] = (None, _prefixes(os.fsencode(os.defpath)))
 
 
-def inherited_environment() -> Environment:
-    """Our own; encoded anew only when it has changed, since that takes longer than all
-    else in a spawn that Python does."""
-    global _inherited
-    # The plain dict behind os.environ, where it is one: comparing it costs a microsecond.
-    variables = getattr(os.environ, "_data", None)
-    if type(variables) is not dict:
-        return Environment(os.environb)
-    cached = _inherited
-    if cached is None or cached[0] != variables:
-        variables = dict(variables)
-        _inherited = cached = (variables, Environment(variables))
+def own_prefixes() -> list[bytes]:
+    """By our own PATH: that of os.environ, as os.get_exec_path has it."""
+    global _own_prefixes
+    path = os.environ.get("PATH")
+    cached = _own_prefixes
+    if cached[0] != path:
+        cached = (path, _prefixes(os.fsencode(os.defpath if path is None else path)))
+        _own_prefixes = cached
     return cached[1]
 
 
@@ -168,6 +201,8 @@ class SpawnSpec:
         "environment",
         "executable",
         "extra_groups",
+        "given",
+        "given_handles",
         "group",
         "pass_fds",
         "pipesize",
@@ -197,7 +232,8 @@ class SpawnSpec:
     argv: list[bytes]
     programs: list[bytes]
     encoded_cwd: bytes | None
-    environment: Environment
+    #: None: ours, as it is when the child is made.
+    environment: Environment | None
     #: Windows: what CreateProcess takes. The STARTUPINFO is a copy of the user's.
     command_line: str
     creationflags: int
@@ -205,6 +241,9 @@ class SpawnSpec:
     #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
     stdio: tuple[int | None, int | None, int | None]
     stderr_to_stdout: bool
+    #: All descriptors that were given; and handles, on Windows.
+    given: list[int]
+    given_handles: list[int]
     close_fds: bool
     pass_fds: list[int]
     start_new_session: bool
@@ -242,12 +281,9 @@ class SpawnSpec:
         pipesize: int = -1,
         startupinfo: Any = None,
         creationflags: int = 0,
-        **unknown: Any,
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
         the shell. The keywords are ``subprocess.Popen``'s."""
-        for name in unknown:
-            raise TypeError(f"unexpected keyword argument {name!r}")
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
@@ -259,6 +295,8 @@ class SpawnSpec:
         self.user_args = args
         self.pipesize = pipesize
         self._judge_streams(stdin, stdout, stderr)
+        self.given = [fd for fd in self.stdio if fd is not None and fd >= 0]
+        self.given_handles = []
         if WINDOWS:
             self._refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
             self._judge_windows(args, shell, executable, cwd, env)
@@ -270,6 +308,9 @@ class SpawnSpec:
         if creationflags != 0:
             raise ValueError("creationflags is only supported on Windows platforms")
         self._judge_descriptors(close_fds, pass_fds)
+        self.given += self.pass_fds
+        if self.stderr_to_stdout and stdout is None:
+            self.given.append(1)
         self._judge_ids(user, group, extra_groups)
         argv = [executable or _SHELL, "-c", args] if shell else list(args)
         self._judge_strings(argv, executable, cwd, env)
@@ -279,6 +320,17 @@ class SpawnSpec:
         self.restore_signals = bool(restore_signals)
         self.preexec_fn = preexec_fn
         return self
+
+    def check_open(self) -> None:
+        """OSError for a descriptor or handle that is closed. To be called before anything
+        is opened, or the number may be that of a pipe of ours by then, for the child to
+        keep."""
+        for fd in self.given:
+            os.get_inheritable(fd)
+        for handle in self.given_handles:
+            if handle <= 0:  # -1 is this process, -2 this thread, of which Windows knows
+                raise _command_line.windows_error(6, "The handle is invalid", None)
+            os.get_handle_inheritable(handle)  # type: ignore[attr-defined,unused-ignore]
 
     # -- Windows
 
@@ -342,7 +394,7 @@ class SpawnSpec:
             startupinfo.wShowWindow = _subprocess.SW_HIDE
         attributes = startupinfo.lpAttributeList
         if attributes and attributes.get("handle_list"):
-            handles = list(map(int, attributes["handle_list"]))
+            handles = self.given_handles = list(map(int, attributes["handle_list"]))
             startupinfo.lpAttributeList = {**attributes, "handle_list": handles}
             if not close_fds:
                 warnings.warn(
@@ -421,11 +473,12 @@ class SpawnSpec:
         self.cwd = cwd
         self.encoded_cwd = None if cwd is None else encode(cwd)
         self.env = env
-        self.environment = inherited_environment() if env is None else Environment(env)
+        environment = self.environment = None if env is None else Environment(env)
         program = encode(self.executable)
         if b"\0" in b"".join([program, self.encoded_cwd or b"", *self.argv]):
             raise ValueError("embedded null byte")
         if b"/" in program:
             self.programs = [program]
         else:
-            self.programs = [prefix + program for prefix in self.environment.prefixes]
+            prefixes = own_prefixes() if environment is None else environment.prefixes()
+            self.programs = [prefix + program for prefix in prefixes]

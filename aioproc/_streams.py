@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._transport import NOTHING, ReadPipeTransport, WritePipeTransport
+from ._transport import NOTHING, ReadPipeTransport, WritePipeTransport, check_loop
 
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What
 #: asyncio's default limit of 64 KiB makes of it.
@@ -162,6 +162,7 @@ class StreamReader(asyncio.StreamReader):
                 f"{caller}() called while another coroutine is already waiting for incoming data"
             )
         assert not self._eof, "waiting after the end"
+        check_loop(self._loop)
         if self._paused:
             # Whoever waits wants more than there is, however much that may be.
             self._resume()
@@ -505,6 +506,7 @@ class Flow:
             raise self.error
 
     async def _wait_among(self, waiters: list[asyncio.Future[None]]) -> None:
+        check_loop(self._loop)
         waiter = self._loop.create_future()
         waiters.append(waiter)
         try:

@@ -63,6 +63,16 @@ def scratch() -> _Scratch:
     return _scratch
 
 
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """RuntimeError for who would wait in one loop for what happens in another."""
+    if asyncio.get_running_loop() is not loop:
+        if loop.is_closed():
+            advice = "which is closed"
+        else:
+            advice = "in which it has to be awaited (asyncio.run_coroutine_threadsafe())"
+        raise RuntimeError(f"this process belongs to another event loop, {advice}: {loop!r}")
+
+
 class _PipeTransport(asyncio.BaseTransport):
     """What reading and writing have in common."""
 
@@ -607,6 +617,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         returncode = self.get_returncode()
         if returncode is not None:
             return returncode
+        check_loop(self._loop)
         waiter: asyncio.Future[int] = self._loop.create_future()
         self._exit_waiters.append(waiter)
         try:

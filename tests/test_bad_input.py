@@ -7,6 +7,7 @@ import asyncio
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from aioproc import _backends
 from aside import collect
 from conftest import open_fds
 from helpers import script
-from programs import TRUE, WINDOWS, posix_only
+from programs import CAT, TRUE, WINDOWS, posix_only
 
 pytestmark = pytest.mark.asyncio
 
@@ -269,6 +270,83 @@ async def test_streams_that_cannot_be(aioproc: Any) -> None:
             await aioproc.create_subprocess_exec("true", **options)
     with pytest.raises((TypeError, ValueError)):
         await aioproc.create_subprocess_exec("true", stdin=BadFile("text"))
+
+
+def free_fds() -> list[int]:
+    """The numbers that the next descriptors will have."""
+    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(12)]
+    for fd in fds:
+        os.close(fd)
+    return fds
+
+
+@pytest.mark.parametrize("option", ["stdout", "stderr", "pass_fds"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+async def test_a_closed_descriptor_never_becomes_one_of_ours(
+    aioproc: Any, option: str, first: bool
+) -> None:
+    if WINDOWS and option == "pass_fds":
+        pytest.skip("not on Windows")
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), aioproc.PIPE)
+    if not first:  # then the loop has opened what it keeps for its children
+        assert await (await aioproc.create_subprocess_exec(*TRUE)).wait() == 0
+    for fd in free_fds():
+        options = {**pipes, option: [fd] if option == "pass_fds" else fd}
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
+            await aioproc.create_subprocess_exec(*CAT, **options)
+        assert (caught.value.errno, caught.value.filename) == (errno.EBADF, None)
+
+
+@posix_only("there it has NUL then")
+async def test_stderr_to_a_stdout_that_is_closed(aioproc: Any) -> None:
+    await script(
+        """
+        async def main():
+            os.close(1)
+            try:
+                await aioproc.create_subprocess_exec("cat", stdin=PIPE, stderr=STDOUT)
+            except OSError as error:
+                assert error.errno == errno.EBADF
+            else:
+                raise AssertionError("its stderr is the end of a pipe of ours")
+
+        run(new_event_loop, main())
+        """
+    )
+
+
+@pytest.mark.parametrize("number", [-1, -2, -3, -5])
+@pytest.mark.parametrize("option", ["stdin", "stdout", "stderr"])
+async def test_a_closed_file_means_nothing_else(aioproc: Any, option: str, number: int) -> None:
+    """PIPE, STDOUT and DEVNULL are negative numbers, as fileno() of a closed socket is."""
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        await aioproc.create_subprocess_exec(*TRUE, **{option: BadFile(number)})
+    assert caught.value.errno == errno.EBADF
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await aioproc.create_subprocess_exec(*TRUE, **{option: closed})
+
+
+@posix_only("users and groups")
+@pytest.mark.parametrize("option", ["user", "group"])
+async def test_an_id_that_means_no_change(
+    aioproc: Any, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OverflowError, match="greater than maximum"):
+        await aioproc.create_subprocess_exec("true", **{option: 2**32 - 1})
+    with pytest.raises(ValueError, match="greater than maximum"):
+        await aioproc.create_subprocess_exec("true", extra_groups=[2**32 - 1])
+    # By a name that has it.
+    import grp
+    import pwd
+
+    nobody, nogroup = list(pwd.getpwuid(0)), list(grp.getgrgid(0))
+    nobody[2] = nogroup[2] = 2**32 - 1
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd(nobody))
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group(nogroup))
+    with pytest.raises(OverflowError, match="greater than maximum"):
+        await aioproc.create_subprocess_exec("true", **{option: "no-change"})
 
 
 async def test_it_fails_at_once(aioproc: Any) -> None:

@@ -355,6 +355,22 @@ async def test_blocks_within_blocks(aioproc: Any) -> None:
             await read_long_line()
 
 
+def test_whether_it_is_installed() -> None:
+    assert aioproc_package.is_installed() is False
+    with aioproc_package.installed():
+        assert aioproc_package.is_installed() is True
+        with aioproc_package.installed(limit=None):
+            pass
+        assert aioproc_package.is_installed() is True
+    assert aioproc_package.is_installed() is False
+    aioproc_package.install()
+    try:
+        assert aioproc_package.is_installed() is True
+    finally:
+        aioproc_package.uninstall()
+    assert aioproc_package.is_installed() is False
+
+
 def test_block_after_install_leaves_it_installed() -> None:
     aioproc_package.install()
     try:

@@ -37,7 +37,13 @@ def test_the_report(aioproc: Any) -> None:
     head = f"aioproc {aioproc.__version__}: {backend.name} backend ({backend.strategy})\n"
     assert done.stdout.startswith(head)
     done = main("--json", env=environment(aioproc))
-    assert json.loads(done.stdout)["backend"] == backend.name
+    facts = json.loads(done.stdout)
+    assert facts["backend"] == backend.name
+    # In this process the tests have chosen the backend, by other means.
+    own = aioproc.backend_info()
+    assert (own["backend"], own["strategy"]) == (backend.name, backend.strategy)
+    for name in ("aioproc", "features", "python", "system", "kernel", "libc", "cffi", "uvloop"):
+        assert own[name] == facts[name]
 
 
 def test_run_is_the_child(aioproc: Any) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ if not HAS_PROC:
     pytest.skip("children look at themselves by Linux' /proc", allow_module_level=True)
 
 import seccomp
-from conftest import python
+from conftest import open_fds, python
 from helpers import output, script, shell_output
 
 pytestmark = pytest.mark.asyncio
@@ -531,6 +535,114 @@ async def test_a_preexec_fn_that_raises(api: Any) -> None:
         await api.create_subprocess_exec(
             "true", stdin=api.PIPE, stdout=api.PIPE, preexec_fn=in_child
         )
+
+
+class Own(Exception):
+    """Pickled by its name, with what its arguments were."""
+
+
+class Stubborn(Exception):
+    """It cannot be made anew from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def in_child() -> None:
+        raise error
+
+    return in_child
+
+
+async def preexec_error(aioproc: Any, function: Any) -> subprocess.SubprocessError:
+    with pytest.raises(subprocess.SubprocessError) as caught:
+        await aioproc.create_subprocess_exec("true", stdout=aioproc.PIPE, preexec_fn=function)
+    assert type(caught.value) is subprocess.SubprocessError
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "cause", [PermissionError(errno.EPERM, "no", "file"), Own("a", 5), SystemExit(3)], ids=repr
+)
+async def test_the_cause_of_a_preexec_fn_that_raises(aioproc: Any, cause: BaseException) -> None:
+    error = await preexec_error(aioproc, raising(cause))
+    text = "".join(traceback.format_exception_only(type(cause), cause)).strip()
+    assert str(error) == f"Exception occurred in preexec_fn. {text}"
+    assert type(error.__cause__) is type(cause)
+    assert error.__cause__.args == cause.args
+    if sys.version_info >= (3, 11):
+        (note,) = error.__cause__.__notes__
+        assert note.startswith("In the child:\nTraceback")
+        assert "raise error" in note
+        assert note.endswith(text)
+        assert "popen.py" not in note
+
+
+async def test_a_cause_that_cannot_be_made_anew(aioproc: Any) -> None:
+    for cause, text in (
+        (Stubborn(1, 2), "test_options.Stubborn: 1 2"),
+        (ValueError(lambda: None), "ValueError: <function "),
+        (ValueError("x" * 100_000), "ValueError: xxx"),
+        (ValueError("\U0001f600" * 100_000), "ValueError: \U0001f600"),
+    ):
+        error = await preexec_error(aioproc, raising(cause))
+        assert str(error).startswith(f"Exception occurred in preexec_fn. {text}")
+        assert error.__cause__ is None
+
+
+async def test_a_preexec_fn_that_opens_something_else(aioproc: Any, tmp_path: Path) -> None:
+    """What has the number of our pipe by then is not written to."""
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    before = set(open_fds())
+
+    def is_new_pipe(fd: int) -> bool:
+        try:
+            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        except OSError:  # that of listdir()
+            return False
+        return mode == os.O_WRONLY and fd not in before
+
+    def in_child() -> None:
+        # Ours, and then that of Popen.
+        ours, _ = filter(is_new_pipe, sorted(map(int, os.listdir("/proc/self/fd"))))
+        os.dup2(file, ours)
+        raise ZeroDivisionError
+
+    with pytest.raises(subprocess.SubprocessError) as caught:
+        await aioproc.create_subprocess_exec("true", preexec_fn=in_child)
+    os.close(file)
+    assert str(caught.value) == "Exception occurred in preexec_fn."
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+async def test_a_preexec_fn_that_raises_without_streams(aioproc: Any) -> None:
+    """Our pipe has none of the numbers that the child's streams have."""
+    await script(
+        """
+        def in_child():
+            raise ZeroDivisionError("why")
+
+        async def main():
+            keep = os.dup2(2, 100)
+            reader, writer = os.pipe()
+            for fd in 0, 1, 2:
+                os.close(fd)
+            try:
+                await aioproc.create_subprocess_exec(
+                    "true", stdout=writer, stderr=writer, preexec_fn=in_child)
+            except subprocess.SubprocessError as error:
+                assert "ZeroDivisionError: why" in str(error), error
+            else:
+                raise AssertionError("no error")
+            os.close(writer)
+            # Nothing of it went where the program writes.
+            assert os.read(reader, 100) == b""
+            os.close(reader)
+
+        run(new_event_loop, main())
+        """
+    )
 
 
 # -- users and groups

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aside import children, collect
+from aside import children, collect, open_fds
 from conftest import is_alive, run, settle
 from helpers import environment
 from programs import (
@@ -26,6 +26,7 @@ from programs import (
     SLEEP,
     TERMINATED,
     TRUE,
+    WINDOWS,
     posix_only,
     proc_only,
     python,
@@ -200,6 +201,62 @@ async def test_dropped_process_goes_on(api: Any) -> None:
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.asyncio
+async def test_dropped_with_output_left(aioproc: Any) -> None:
+    """More than a reader without a limit keeps: the rest is in the pipe."""
+    reader, writer = os.pipe()
+    code = "import os, sys; os.write(1, b'x' * 200_000); os.read(0, 1)"
+    process = await aioproc.create_subprocess_exec(
+        *python(code), stdin=reader, stdout=aioproc.PIPE
+    )
+    os.close(reader)
+    while not process.stdout._paused:
+        await asyncio.sleep(0.001)
+    pid = process.pid
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del process
+        os.close(writer)
+        while pid in children() or not caught:
+            await asyncio.sleep(0.001)
+            collect()
+    assert [warning.category for warning in caught] == [ResourceWarning]
+
+
+@pytest.mark.asyncio
+async def test_leaving_async_with(aioproc: Any) -> None:
+    async with await aioproc.create_subprocess_exec(
+        *sh(
+            r'sleep 60 & printf "%s\nmore\n" $!; exec sleep 1000',
+            f"import subprocess, time; child = subprocess.Popen({SLEEP!r}); "
+            "print(child.pid, 'more', sep='\\n', flush=True); time.sleep(1000)",
+        ),
+        stdout=aioproc.PIPE,
+    ) as process:
+        grandchild = int(await process.stdout.readline())
+    assert process.returncode is not None
+    assert is_alive(grandchild)
+    assert await process.communicate() == (b"more\n", None)
+    os.kill(grandchild, KILL)
+    # Work that is to be finished is waited for inside.
+    async with await aioproc.create_subprocess_exec(
+        *CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE
+    ) as process:
+        assert await process.communicate(b"all of it") == (b"all of it", None)
+    assert process.returncode == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+async def test_forgotten_await(api: Any) -> None:
+    coroutine = api.create_subprocess_exec(*TRUE)
+    assert asyncio.iscoroutine(coroutine)
+    with pytest.raises((TypeError, AttributeError)):  # the latter before Python 3.11
+        async with coroutine:
+            pass
+    coroutine.close()
+
+
 def test_child_outlives_its_loop(aioproc: Any, new_loop: Callable[[], Any]) -> None:
     async def main() -> Any:
         return await aioproc.create_subprocess_exec(*SLEEP)
@@ -252,22 +309,32 @@ def test_thread_whose_loop_ends(aioproc: Any, new_loop: Callable[[], Any]) -> No
         collect()
 
 
-@pytest.mark.parametrize("how", ["return", "os._exit"])
+@pytest.mark.parametrize("how", ["return", "os._exit", "daemon thread", "SIGTERM"])
 def test_interpreter_exit(aioproc: Any, how: str) -> None:
     code = f"""
-import asyncio, os, aioproc
+import asyncio, os, signal, threading, aioproc
 async def main():
     global process
+    if {how!r} == "daemon thread":
+        running = threading.Event()
+        threading.Thread(
+            target=lambda: (running.set(), threading.Event().wait()), daemon=True).start()
+        running.wait()
     process = await aioproc.create_subprocess_exec(
         *SLEEP, stdout=aioproc.DEVNULL, stderr=aioproc.DEVNULL)
     print(process.pid, flush=True)
     if {how!r} == "os._exit":
         os._exit(0)
+    if {how!r} == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
 asyncio.run(main())
 """
+    if WINDOWS and how in ("daemon thread", "SIGTERM"):
+        pytest.skip("not on Windows: signals; and a daemon thread is always there")
     done = subprocess.run(
-        script(code), capture_output=True, text=True, check=True, env=environment(aioproc)
+        script(code), capture_output=True, text=True, env=environment(aioproc), check=False
     )
+    assert done.returncode == (-signal.SIGTERM if how == "SIGTERM" else 0), done.stderr
     pid = int(done.stdout)
     if how == "return" and sys.implementation.name != "pypy":
         assert settle(lambda: not is_alive(pid))
@@ -291,6 +358,28 @@ async def test_cancelling_wait_leaves_the_child(api: Any) -> None:
 
 
 # -- inheritance
+
+
+@proc_only
+@pytest.mark.asyncio
+async def test_descriptors_of_a_child(aioproc: Any) -> None:
+    backend = aioproc._backends.current()
+    one = 1 if backend.name == "native" or "pidfd" in backend.strategy else 0
+    # The first of a loop opens what is for all of them.
+    first = await aioproc.create_subprocess_exec(*SLEEP)
+    before = len(open_fds())
+    others = [await aioproc.create_subprocess_exec(*SLEEP) for _ in range(3)]
+    assert len(open_fds()) == before + 3 * one
+    with_pipes = await aioproc.create_subprocess_exec(
+        *SLEEP, stdin=aioproc.PIPE, stdout=aioproc.PIPE
+    )
+    assert len(open_fds()) == before + 4 * one + 2
+    with_pipes._transport.close()
+    for process in (first, *others, with_pipes):
+        if process is not with_pipes:
+            process.kill()
+        await process.wait()
+    assert len(open_fds()) == before - one
 
 
 def test_inherited_stdin(aioproc: Any) -> None:

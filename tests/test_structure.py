@@ -18,7 +18,7 @@ PACKAGE = Path(aioproc.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BACKENDS = [file for file in FILES if file.parent.name == "_backends"]
 #: The files of rooms that import the C layer.
-NATIVE = {"posix.py", "windows_native.py"}
+NATIVE = {"posix.py", "posix_environment.py", "windows_native.py"}
 #: The one room that touches asyncio's own names.
 INSTALL = "_install.py"
 
@@ -101,11 +101,12 @@ def test_native_is_imported_by_its_rooms_only() -> None:
 def test_layers() -> None:
     """Who may import whom, from the bottom up."""
     assert own_imports(PACKAGE / "_command_line.py") == set()
-    assert own_imports(PACKAGE / "_spec.py") <= {"_backends/system", "_command_line"}
+    assert own_imports(PACKAGE / "_notes.py") == set()
+    assert own_imports(PACKAGE / "_spec.py") <= {"_backends/system", "_command_line", "_notes"}
     assert own_imports(PACKAGE / "_extra.py") <= {"_backends/base"}
     assert own_imports(PACKAGE / "_transport.py") <= {"_backends/base", "_extra", "_spec"}
     assert own_imports(PACKAGE / "_streams.py") <= {"_transport"}
-    below = {"_backends/base", "_streams", "_transport"}
+    below = {"_backends/base", "_notes", "_streams", "_transport"}
     assert own_imports(PACKAGE / "_process.py") <= below
     assert own_imports(PACKAGE / "_job.py") <= {".", "_process", "_spec"}  # the package _backends
     assert not any(name.startswith("_backends/p") for name in own_imports(PACKAGE / "_api.py"))

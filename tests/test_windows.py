@@ -423,6 +423,20 @@ async def test_what_is_not_for_windows(aioproc: Any) -> None:
         await aioproc.create_subprocess_exec(*TRUE, creationflags=1 << 32)
 
 
+async def test_a_closed_handle_in_the_list(aioproc: Any) -> None:
+    """It never becomes one of ours; nor is one taken that stands for something else."""
+    import _winapi
+
+    reading, writing = _winapi.CreatePipe(None, 0)  # type: ignore[attr-defined,unused-ignore]
+    for handle in reading, writing:
+        _winapi.CloseHandle(handle)  # type: ignore[attr-defined,unused-ignore]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), aioproc.PIPE)
+    for handle in reading, writing, 0, -1, -2:
+        info = subprocess.STARTUPINFO(lpAttributeList={"handle_list": [handle]})  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="WinError 6"):
+            await aioproc.create_subprocess_exec(*TRUE, **pipes, startupinfo=info)
+
+
 async def test_hundreds_of_failures(aioproc: Any, files: Path) -> None:
     """The guard of conftest.py counts the handles."""
     ways: list[tuple[list[Any], dict[str, Any], type[Exception]]] = [

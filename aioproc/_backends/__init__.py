@@ -101,6 +101,8 @@ def use(backend: Backend | None) -> Backend | None:
 def report() -> dict[str, Any]:
     """What was chosen, and why not the others; raises as `current` does."""
     backend, attempts = _choose(os.environ.get("AIOPROC_BACKEND", ""))
+    if _current is not None:
+        backend = _current
     result: dict[str, Any] = {
         "backend": backend.name,
         "strategy": backend.strategy,

@@ -6,9 +6,17 @@ For the pure backend, and for what the native strategies cannot do (preexec_fn).
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
+import traceback
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Emscripten, WASI: nothing will be spawned
+    pass
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -23,13 +31,105 @@ def _in_group(group: int, preexec_fn: Any) -> Any:
     return in_child
 
 
+class _Reported:
+    """A preexec_fn whose exception the parent is told of: Popen says only that there was
+    one. In a `with` block, around Popen."""
+
+    #: Bytes; a pipe of any system holds as much, so that the child never waits.
+    MOST = 8192
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __enter__(self) -> _Reported:
+        self._reader, writer = os.pipe()
+        try:
+            # Not a number that the child needs for a stream (it may be closed here).
+            self._writer = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 3)
+        except BaseException:
+            os.close(self._reader)
+            raise
+        finally:
+            os.close(writer)
+        self._identity = self._pipe_identity()
+        return self
+
+    def _pipe_identity(self) -> tuple[int, int]:
+        status = os.fstat(self._writer)
+        return status.st_dev, status.st_ino
+
+    def __call__(self) -> None:
+        """In the child."""
+        try:
+            self._function()
+        except BaseException as error:
+            try:
+                # The function may have closed it, and opened something else.
+                if self._pipe_identity() == self._identity:
+                    os.write(self._writer, self._packed(error))
+            except OSError:
+                pass
+            raise
+
+    def _packed(self, error: BaseException) -> bytes:
+        trace = error.__traceback__
+        where = trace and trace.tb_next  # without __call__
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
+        full = "".join(traceback.format_exception(type(error), error, where)).strip()
+        room = self.MOST // 16  # characters, of up to four bytes
+        for exception in (error, None):
+            try:
+                packed = pickle.dumps((text[:room], full[-2 * room :], pickle.dumps(exception)))
+            except Exception:
+                continue  # not every exception can be pickled
+            if len(packed) <= self.MOST:
+                return packed
+        return b""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._writer)
+        try:
+            if isinstance(error, subprocess.SubprocessError):
+                os.set_blocking(self._reader, False)
+                self._explain(error)
+        finally:
+            os.close(self._reader)
+
+    def _explain(self, error: subprocess.SubprocessError) -> None:
+        """Adds to Popen's exception what the child has said."""
+        try:
+            text, full, exception = pickle.loads(os.read(self._reader, self.MOST))
+        except (BlockingIOError, EOFError):
+            return  # nothing
+        error.args = (f"{error.args[0]} {text}", *error.args[1:])
+        try:
+            cause = pickle.loads(exception)
+        except Exception:
+            return  # its class may refuse to be made anew
+        if isinstance(cause, BaseException):
+            if hasattr(cause, "add_note"):  # Python 3.11
+                cause.add_note(f"In the child:\n{full}")
+            error.__cause__ = cause
+
+
 def popen(spec: SpawnSpec, fds: list[int]) -> int:
     """Starts the child on the calling thread, waits for the exec, returns its pid.
 
     The pid is the caller's to wait for.
     """
+    if spec.preexec_fn is None:
+        return _popen(spec, fds, None)
+    with _Reported(spec.preexec_fn) as preexec_fn:
+        return _popen(spec, fds, preexec_fn)
+
+
+def _popen(spec: SpawnSpec, fds: list[int], preexec_fn: Any) -> int:
     options: dict[str, Any] = {}
-    preexec_fn = spec.preexec_fn
     if spec.process_group is not None:
         if sys.version_info >= (3, 11):
             options["process_group"] = spec.process_group

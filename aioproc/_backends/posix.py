@@ -28,6 +28,7 @@ from .base import (
 from .child import BaseChild
 from .pipes import Stdio
 from .popen import popen
+from .posix_environment import inherited
 from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ class PosixBackend(WithoutJobs):
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
+        spec.check_open()
         port = _ports.of(loop)
         with Stdio(port) as stdio:
             stdio.open(spec, loop)
@@ -403,9 +405,9 @@ class PosixBackend(WithoutJobs):
         request.pass_count = len(spec.pass_fds)
         request.program_count = len(spec.programs)
         request.arg_count = len(spec.argv)
-        environment = spec.environment
+        environment = spec.environment or inherited()
         request.env_count = environment.count
-        strings = b"\0".join([*spec.programs, *spec.argv, environment.block])
+        strings = b"\0".join([*spec.programs, *spec.argv, environment.text])
         if spec.encoded_cwd is not None:
             request.has_cwd = 1
             strings += spec.encoded_cwd

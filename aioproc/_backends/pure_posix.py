@@ -567,6 +567,7 @@ class PureBackend(WithoutJobs):
         if sys.platform in WITHOUT_PROCESSES:
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
+        spec.check_open()
         watch = _watches.of(loop)
         with Stdio(watch) as stdio:
             stdio.open(spec, loop)

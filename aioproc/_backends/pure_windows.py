@@ -204,6 +204,7 @@ class PureBackend(WithoutJobs):
             # Popen would pass over it in silence.
             raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
         orphans.reap()
+        spec.check_open()
         port = _ports.of(loop)
         with Stdio(port) as stdio:
             stdio.open(spec, port)

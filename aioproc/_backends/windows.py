@@ -396,6 +396,7 @@ class WindowsBackend:
     strategy = "CreateProcess, IOCP"
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
+        spec.check_open()
         port = _ports.of(loop)
         with Stdio(port) as stdio:
             stdio.open(spec, port, loop)

@@ -54,7 +54,8 @@ enum {
   AP_INLINE_SYSCALLS = 16, /* else the clone strategy adds CLONE_VFORK */
   AP_HAS_CLOEXEC_DEFAULT = 32,
   AP_HAS_SETSID = 64, /* of posix_spawn */
-  AP_HAS_KQUEUE = 128 /* exits come by a kqueue, else by pidfds */
+  AP_HAS_KQUEUE = 128, /* exits come by a kqueue, else by pidfds */
+  AP_KEEPS_ENVIRON = 256 /* setenv() neither frees nor changes a string of environ */
 };
 
 typedef struct ap_port ap_port;
@@ -119,6 +120,10 @@ int ap_probe(int strategy, const char **what);
 
 /* AP_HAS_* bits of this kernel and C library. */
 int ap_features(void);
+
+/* Where the C library keeps `environ`, what exec() passes on: ap_environ()[0] is its
+ * value, and may be NULL. Whoever reads it must keep others from setenv(). */
+char ***ap_environ(void);
 
 /* Opens a port. On success *port is set and owned by the caller. */
 int ap_port_open(ap_port **port);

@@ -1,9 +1,23 @@
-/* Unpacks a request into one block that owns everything a child reads. */
+/* Unpacks a request into one block that owns everything a child reads; and where the
+ * environment is that children inherit. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __APPLE__
+#include <crt_externs.h>
+#endif
+
 #include "internal.h"
+
+#ifdef __APPLE__
+/* `environ` is the main program's there, not to be linked to by others (environ(7)). */
+char ***ap_environ(void) { return _NSGetEnviron(); }
+#else
+extern char **environ;
+
+char ***ap_environ(void) { return &environ; }
+#endif
 
 /* Points `count` entries at the NUL-terminated strings at *text, a NULL after
  * them, and moves *text behind them. */

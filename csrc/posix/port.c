@@ -3,7 +3,6 @@
  * port_epoll.c and port_kqueue.c. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,16 +101,6 @@ int64_t port_take(ap_port *port, ap_child *child) {
 }
 
 #if AP_LINUX
-/* Asked before anything is opened: a number that is closed now could become that
- * of the exec-result pipe, which would then be handed to the program. */
-static int all_open(const ap_request *request, const int32_t *pass_fds) {
-  for (int i = 0; i < 3; i++)
-    if (request->fds[i] >= 0 && fcntl(request->fds[i], F_GETFD) < 0) return -errno;
-  for (int i = 0; i < request->pass_count; i++)
-    if (fcntl(pass_fds[i], F_GETFD) < 0) return -errno;
-  return 0;
-}
-
 static int64_t start_clone(ap_port *port, ap_request *request,
                            const char *strings, const int32_t *pass_fds,
                            const uint32_t *groups) {
@@ -119,8 +108,6 @@ static int64_t start_clone(ap_port *port, ap_request *request,
   ap_plan *plan;
   ap_child *child = NULL;
   request->step = AP_STEP_SETUP;
-  result = all_open(request, pass_fds);
-  if (result < 0) return result;
   void *memory = plan_new(clone_stack_size(), request, strings, pass_fds, groups,
                           &plan);
   if (!memory) return -ENOMEM;
@@ -218,6 +205,11 @@ int ap_features(void) {
   features |= linux_features();
 #else
   features |= AP_HAS_KQUEUE;
+#endif
+#if defined(__GLIBC__) && !defined(__UCLIBC__)
+  /* stdlib/setenv.c: what it has replaced may still be in somebody's hands. musl frees
+   * it, the BSDs write over it. */
+  features |= AP_KEEPS_ENVIRON;
 #endif
   return features;
 }
