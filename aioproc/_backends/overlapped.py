@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import residents
 from .residents import Resident
-from .stdio import BaseStdio
+from .stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -71,7 +71,12 @@ class Port(Resident["WindowsChild"]):
         super().__init__(loop)
         if self._guard is None:
             self._ending = True  # the loop has shut its generators down already
-        threading.Thread(target=self._run, name="aioproc-port", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="aioproc-port", daemon=True).start()
+        except BaseException:
+            self.close()
+            _winapi.CloseHandle(self._iocp)  # in the thread's place
+            raise
 
     # -- in the loop's thread
 
@@ -274,10 +279,12 @@ class _End:
     def _close_handle(self, handle: int) -> None:
         self.unwatch()
         if handle >= 0:
-            if self._operation is not None:
-                self._operation.cancel()
-            _winapi.CloseHandle(handle)
-            self._port.leave(self)
+            try:
+                if self._operation is not None:
+                    self._operation.cancel()
+                _winapi.CloseHandle(handle)
+            finally:
+                self._port.leave(self)
 
 
 class PipeReadEnd(_End):
@@ -512,12 +519,21 @@ def _has_standard(number: int) -> bool:
 
 
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
-    __slots__ = ("theirs",)
+    __slots__ = ("_to_close", "theirs")
 
     def __init__(self, resident: Resident[Any]) -> None:
         super().__init__(resident)
         #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
         self.theirs: list[int | None] = [None, None, None]
+        #: The descriptors that were made for it, behind a -1.
+        self._to_close = [-1]
+
+    def finish(self) -> None:
+        close_all(self._to_close, os.close)
+
+    def _undo(self) -> None:
+        super()._undo()
+        self.finish()
 
     def _pipe(self, number: int, size: int, port: Port) -> None:
         ours, theirs = make_pipe(size, ours_reads=number > 0)

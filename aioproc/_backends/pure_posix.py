@@ -22,7 +22,7 @@ from .base import (
 )
 from .child import BaseChild
 from .pipes import Stdio
-from .popen import popen
+from .popen import popen, see_off
 from .residents import REJOIN, Resident, Residents
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class PureChild(BaseChild):
             return
         try:
             self.send_signal(signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or running setuid
         watch = self._watch
         if watch is None or not watch.is_open:
             orphans.add(self)
@@ -273,6 +273,7 @@ class _Watch(Resident[PureChild]):
         try:
             self._start(child)
         except BaseException:
+            self._stop(child, self._loop())  # Ctrl-C may have come in the midst of it
             del self.children[id(child)]
             child._watch = None
             raise
@@ -295,7 +296,12 @@ class _Watch(Resident[PureChild]):
 
     def _look_again(self, child: PureChild) -> None:
         if self.children.get(id(child)) is child:
-            self._start(child)
+            try:
+                self._start(child)
+            except (OSError, RuntimeError):  # ENOMEM, ENOSPC, no thread: not now
+                loop = self._loop()
+                assert loop is not None
+                loop.call_later(_RETRY, self._look, child)
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for child in self.children.values():
@@ -309,7 +315,7 @@ class _Watch(Resident[PureChild]):
             return
         try:
             _watches.of(loop).add(child)
-        except OSError:  # EMFILE
+        except (OSError, RuntimeError):  # EMFILE, no thread
             orphans.add(child)
             loop.call_later(REJOIN, self._rejoin, loop, child)
 
@@ -347,7 +353,11 @@ class _KqueueWatch(_Watch):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._kqueue = _select.kqueue()
         super().__init__(loop)
-        loop.add_reader(self._kqueue.fileno(), self._drain)
+        try:
+            loop.add_reader(self._kqueue.fileno(), self._drain)
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self, child: PureChild) -> None:
         event = _select.kevent(
@@ -393,10 +403,10 @@ class _Poller:
 
     def add(self, child: PureChild, watch: _ThreadWatch) -> None:
         with self._condition:
-            self._wanted[child] = watch
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._run, name="aioproc-exits", daemon=True).start()
+                self._running = True
+            self._wanted[child] = watch
             self._condition.notify()
 
     def remove(self, child: PureChild) -> None:
@@ -519,13 +529,18 @@ class PureBackend(WithoutJobs):
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
         watch = _watches.of(loop)
-        with Stdio(watch) as stdio:
+        stdio = Stdio(watch)
+        pid, child = 0, None
+        try:
             stdio.open(spec, loop)
-            child = PureChild(popen(spec, stdio.theirs), stdio)
-            try:
-                watch.add(child)
-            except BaseException:
-                # EMFILE, say. It must not live on unseen.
-                child.abandon()
-                raise
+            pid = popen(spec, stdio.theirs)
+            child = PureChild(pid, stdio)
+            watch.add(child)
+            stdio.finish()
             return child
+        except BaseException:
+            # EMFILE, say, or Ctrl-C. It must not live on unseen.
+            stdio.undo(child)
+            if pid and child is None:
+                see_off(pid)
+            raise
