@@ -530,23 +530,22 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._child = child
         # Not the whole spec, which holds everything twice.
         self.user_args = spec.user_args
-        self._closed = False
         self._generation = generation.number
         self._returncode: int | None = None
         self._finished = False
         self._exit_waiters: list[asyncio.Future[int]] = []
         self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
-        self._pipes_open = 0
         if child.stdin is not None:
             self._pipes[0] = WritePipeTransport(self, 0, child.stdin)
         if child.stdout is not None:
             self._pipes[1] = ReadPipeTransport(self, 1, child.stdout)
         if child.stderr is not None:
             self._pipes[2] = ReadPipeTransport(self, 2, child.stderr)
+        self._popen: Popen | None = None
         self._pipes_open = len(self._pipes)
+        self._closed = False
         # They are ours now. The room may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = None
-        self._popen: Popen | None = None
 
     def start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""

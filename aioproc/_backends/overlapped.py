@@ -525,8 +525,8 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
         super().__init__(resident)
         #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
         self.theirs: list[int | None] = [None, None, None]
-        #: The descriptors that were made for it, behind a -1.
-        self._to_close = [-1]
+        #: The descriptors that were made for it.
+        self._to_close: list[int] = []
 
     def finish(self) -> None:
         close_all(self._to_close, os.close)

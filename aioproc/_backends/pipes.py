@@ -39,26 +39,12 @@ LARGE = 256 * 1024
 MOST_LARGE = 16
 
 
-#: Our ends that are open: the number belongs to whoever takes it out of here.
+#: Our ends that are open.
 _open: dict[weakref.ref[_End], int] = {}
 #: Those of them that are large.
 _large: set[weakref.ref[_End]] = set()
 #: Children that are being made, by id(): a fork may come from another thread.
 _making: dict[int, Stdio] = {}
-
-
-def _close_end(
-    entry: weakref.ref[_End],
-    take: Callable[[weakref.ref[_End]], int] = _open.pop,
-    close: Callable[[int], None] = os.close,
-) -> None:
-    try:
-        any(map(close, map(take, (entry,))))
-    except (KeyError, TypeError):
-        return  # it was not its own yet; as a garbage, it cannot even be looked for
-    except OSError as error:
-        logger.error("our end of a child's pipe cannot be closed: %s", error)
-    _large.discard(entry)
 
 
 class _End:
@@ -84,8 +70,17 @@ class _End:
         return True
 
     def _close_fd(self) -> None:
+        fd = self._fd
         self._fd = -1
-        _close_end(self._entry)
+        if self._entry not in _open:
+            return  # not our own yet: Stdio closes it
+        del _open[self._entry]
+        try:
+            os.close(fd)
+        except OSError as error:  # as in close_all
+            logger.error("our end of a child's pipe cannot be closed: %s", error)
+        if _large:
+            _large.discard(self._entry)
 
     def disown(self) -> None:
         """In a forked process, where the number has been closed: is as good as closed."""
@@ -213,10 +208,10 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         super().__init__(resident)
         #: What the child gets as 0, 1, 2; -1: what we have.
         self.theirs = [-1, -1, -1]
-        #: All that has been opened, behind a -1. Ours are not their own yet.
-        self._made: list[int] = [-1]
+        #: All that has been opened; ours too, until they are their own.
+        self._made: list[int] = []
         #: Of these, the child's.
-        self._to_close: list[int] = [-1]
+        self._to_close: list[int] = []
 
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         sources = spec.stdio
@@ -225,7 +220,7 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         if pipes:
             _making[id(self)] = self
             made.extend(chain.from_iterable(starmap(os.pipe, repeat((), pipes))))
-        at = 1
+        at = 0
         for number, source in enumerate(sources):
             if source is None:
                 continue
@@ -256,14 +251,15 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
 
     def finish(self) -> None:
-        ours = {
-            end._entry: end._fd
-            for end in (self.stdin, self.stdout, self.stderr)
-            if end is not None
-        }
-        # Between these two nothing can be raised.
+        stdin, stdout, stderr = self.stdin, self.stdout, self.stderr
+        # Without a call.
         self._made = self._to_close
-        _open.update(ours)
+        if stdin is not None:
+            _open[stdin._entry] = stdin._fd
+        if stdout is not None:
+            _open[stdout._entry] = stdout._fd
+        if stderr is not None:
+            _open[stderr._entry] = stderr._fd
         close_all(self._made, os.close)
         _making.pop(id(self), None)
 
@@ -302,7 +298,7 @@ def _after_fork_in_child() -> None:
         end = entry()
         if end is not None:
             end.disown()
-        close_all([-1, fd], os.close)
+        close_all([fd], os.close)
 
 
 if hasattr(os, "register_at_fork"):

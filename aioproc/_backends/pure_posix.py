@@ -331,7 +331,8 @@ class _PidfdWatch(_Watch):
         assert loop is not None
         if child.pidfd < 0:
             try:
-                child.pidfd = os.pidfd_open(child.pid)
+                # child.pidfd = os.pidfd_open(child.pid), which Ctrl-C cannot cut in two.
+                any(map(setattr, (child,), ("pidfd",), map(os.pidfd_open, (child.pid,))))
             except ProcessLookupError:
                 # Taken by another wait already.
                 loop.call_soon(self._look, child)

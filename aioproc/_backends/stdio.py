@@ -21,21 +21,23 @@ class _Child(Protocol):
     def abandon(self) -> None: ...
 
 
-# A signal handler that raises (Ctrl-C) does so at the next call of a Python function or
-# when a C function has returned, before its result is kept anywhere. So what must not be
-# lost is made and kept, or taken out and closed, inside of one call of a C function; or
-# else nothing is called between.
+# A signal handler that raises (Ctrl-C) does so in CPython when a C function has returned,
+# before its result is kept anywhere, at the beginning of a Python function and in a loop's
+# round. So what must not be lost is made and kept inside of one call of a C function; and
+# what has been taken out is closed before anything else is called.
 
 
 def close_all(numbers: list[int], close: Callable[[int], Any]) -> None:
-    """Closes what stands in a list behind a -1, and takes it out.
+    """Closes what stands in a list and takes it out.
 
     None of it stays open since another could not be closed. That is logged and not
     raised, which would leave other things undone: somebody has closed what is not theirs.
     """
-    while len(numbers) > 1:
+    while numbers:
+        number = numbers[-1]
+        del numbers[-1]
         try:
-            any(map(close, iter(numbers.pop, -1)))
+            close(number)
         except OSError as error:
             logger.error("an end of a child's pipe cannot be closed: %s", error)
 

@@ -279,8 +279,8 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
         super().__init__(resident)
         #: The child's handles; 0: what we have. None: it gets nothing from us.
         self.theirs: list[int] | None = None
-        #: Of these, those that were opened for it, behind a -1.
-        self._to_close = [-1]
+        #: Of these, those that were opened for it.
+        self._to_close: list[int] = []
         #: A pipe that is no end's yet.
         self._made: Any = None
 
