@@ -373,10 +373,10 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if unsent and self._end.fileno() >= 0:
             try:
                 unsent -= self._end.write(self._buffer[0][:CHUNK])
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError:
+            except BrokenPipeError:
                 unsent = 0  # there is no reader any more
+            except OSError:
+                pass  # it is full; on Windows the port may be gone
         self.abort()
         return unsent
 
