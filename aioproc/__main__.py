@@ -54,7 +54,9 @@ def _print_report(as_json: bool) -> int:
 def _print_stats(process: Process, seconds: float) -> None:
     lines = [f"wall time   {seconds:.3f} s"]
     usage = process.rusage
-    if usage is None:
+    if process.returncode is None:
+        lines.append("CPU and memory: unknown, the child goes on")
+    elif usage is None:
         lines.append("CPU and memory: unknown, another wait has taken the child")
     else:
         cpu = usage.ru_utime + usage.ru_stime
@@ -72,6 +74,15 @@ def _print_stats(process: Process, seconds: float) -> None:
     print("\n".join(lines), file=sys.stderr)
 
 
+def _pass_on(process: Process) -> None:
+    try:
+        process.terminate()
+    except ProcessLookupError:
+        pass
+    except PermissionError as error:  # it runs setuid
+        print(f"aioproc: {error}", file=sys.stderr)
+
+
 async def _run(command: list[str], timeout: float | None, stats: bool) -> int:
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
@@ -87,18 +98,18 @@ async def _run(command: list[str], timeout: float | None, stats: bool) -> int:
         # passed on.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(signal.SIGINT, lambda: None)
-            loop.add_signal_handler(signal.SIGTERM, process.terminate)
+            loop.add_signal_handler(signal.SIGTERM, _pass_on, process)
         try:
             await asyncio.wait_for(process.wait(), timeout)
         except asyncio.TimeoutError:
             timed_out = True
     if stats:
         _print_stats(process, time.perf_counter() - start)
-    returncode = process.returncode
-    assert returncode is not None
     if timed_out:
         print(f"aioproc: timed out after {timeout:g} seconds", file=sys.stderr)
         return TIMED_OUT
+    returncode = process.returncode
+    assert returncode is not None
     if returncode is UNKNOWN_EXIT:
         return 1
     return returncode if returncode >= 0 else 128 - returncode

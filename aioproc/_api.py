@@ -215,20 +215,33 @@ async def _open(
         what, program = _described(spec)
         logger.debug("%s%s", what, _streams_described(spec))
     child = await _spawn(spec, loop)
-    transport = SubprocessTransport(loop, protocol, child, spec)
-    if debug:
-        logger.debug("process %r created: pid %s", program, child.pid)
-    transport.start()
-    if debug:
-        logger.info("%s: %r", what, transport)
-    return transport
+    transport = None
+    try:
+        transport = SubprocessTransport(loop, protocol, child, spec)
+        if debug:
+            logger.debug("process %r created: pid %s", program, child.pid)
+        transport.start()
+        if debug:
+            logger.info("%s: %r", what, transport)
+        return transport
+    except BaseException:
+        # The loop cannot watch one more descriptor, say, or Ctrl-C.
+        if transport is None:
+            child.abandon()
+        else:
+            transport.close()
+        raise
 
 
 async def _open_process(spec: SpawnSpec, limit: int | None) -> Process:
     loop = asyncio.get_running_loop()
     protocol = StreamProtocol(limit, loop)
     transport = await _open(spec, protocol, loop)
-    return Process(transport, protocol, loop)
+    try:
+        return Process(transport, protocol, loop)
+    except BaseException:  # Ctrl-C
+        transport.close()
+        raise
 
 
 async def create_subprocess_exec(

@@ -88,9 +88,10 @@ class Job:
             alive = self._job.active()
         except (ValueError, OSError):
             alive = 0  # closed
-        if alive:
-            _warn(f"unclosed job {self!r}", ResourceWarning, source=self)
+        what = f"unclosed job {self!r}" if alive else ""
         self._job.close()
+        if what:  # at the end: it may be an error, and raised
+            _warn(what, ResourceWarning, source=self)
 
     @property
     def handle(self) -> int:

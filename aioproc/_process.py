@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -169,6 +170,8 @@ class Process(asyncio.subprocess.Process):
     SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
     The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
+    A child that we may not signal (sudo, su) and that has not ended by then goes on:
+    its pipes are closed, and a warning is logged.
 
     Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
     said to be such.
@@ -339,20 +342,27 @@ class Process(asyncio.subprocess.Process):
         if self.stdin is not None:
             self.stdin.close()
         if self.returncode is None:
-            self._signal_if_alive(self.terminate)
+            self._may_signal(self.terminate)
             try:
                 await asyncio.wait_for(self.wait(), GRACE)
             except asyncio.TimeoutError:
-                self._signal_if_alive(self.kill)
-                await self.wait()
+                if self._may_signal(self.kill):
+                    await self.wait()
+                else:
+                    logger.warning("%r goes on: it may not be killed by this user", self)
         # A grandchild may hold the pipes open for as long as it likes.
         self._transport.close()
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
 
     @staticmethod
-    def _signal_if_alive(send: Any) -> None:
+    def _may_signal(send: Callable[[], None]) -> bool:
+        """Sends a signal, if the child lives. False: one that runs as another user (sudo,
+        su) refuses it."""
         try:
             send()
         except ProcessLookupError:
             pass
+        except PermissionError:
+            return False
+        return True

@@ -148,8 +148,8 @@ class StreamReader(asyncio.StreamReader):
 
     def _resume(self) -> None:
         if self._paused:
-            self._paused = False
             self._transport.resume_reading()
+            self._paused = False
 
     def _maybe_resume(self) -> None:
         if self._paused and self._size <= self._pause_at // 2:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd
+from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd, generation
 from ._extra import KILL, PipeFile, Popen
 from ._spec import SpawnSpec
 
@@ -35,6 +35,10 @@ READ_SIZE = 64 * 1024
 HIGH_WATER = 64 * 1024
 #: Bytes that make a flow bulky.
 BULKY = 256 * 1024
+#: Seconds between two looks at a pipe that the loop cannot watch.
+LOOK_AGAIN = 0.01
+#: Most characters of a command in a warning.
+MOST_OF_COMMAND = 60
 #: Writes to a closed pipe that pass in silence (asyncio.constants).
 QUIET_WRITES = 5
 
@@ -43,6 +47,17 @@ Buffer = bytes | bytearray | memoryview
 #: Stands for a deque in all who have nothing to put into one yet: most children never
 #: do, and an empty deque takes more memory than all else of a pipe.
 NOTHING: collections.deque[Any] = collections.deque(maxlen=0)
+
+
+STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _shortened(args: Any) -> str:
+    """A command as a line of text that is not too long."""
+    parts = [args] if isinstance(args, (str, bytes, os.PathLike)) else args
+    # Without what would break the line, or could not be printed.
+    text = repr(" ".join(os.fsdecode(part) for part in parts))[1:-1]
+    return text if len(text) <= MOST_OF_COMMAND else text[: MOST_OF_COMMAND - 3] + "..."
 
 
 class _Scratch(threading.local):
@@ -75,6 +90,9 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 class _PipeTransport(asyncio.BaseTransport):
     """What reading and writing have in common."""
+
+    #: Whether we look in the loop's place; None: never yet.
+    _look_due: bool | None = None
 
     def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd | WriteEnd) -> None:
         # BaseTransport's own __init__ makes a dict for each; most are never asked.
@@ -125,15 +143,48 @@ class _PipeTransport(asyncio.BaseTransport):
     def close(self) -> None:
         raise NotImplementedError
 
+    def _is_wanted(self) -> bool:
+        """Whether _ready is to be called when the pipe is ready."""
+        raise NotImplementedError
+
+    def _ready(self) -> None:
+        raise NotImplementedError
+
+    def _watch(self) -> None:
+        """Has _ready called when the pipe is ready.
+
+        Where the loop cannot watch it just now (ENOSPC of epoll's limit, ENOMEM), we look
+        ourselves: raised from the middle of a flow, the error would cost data.
+        """
+        try:
+            self._end.watch(self._ready)
+        except OSError as error:
+            if self._look_due is None:
+                logger.warning("%r cannot be watched and is polled: %s", self, error)
+            if not self._look_due:
+                self._look_due = True
+                self._loop.call_later(LOOK_AGAIN, self._look)
+
+    def _look(self) -> None:
+        self._look_due = False
+        try:
+            if self._is_wanted():
+                self._ready()
+        finally:
+            if self._is_wanted():
+                self._watch()
+
     def _lose(self, exc: Exception | None) -> None:
         """The end, told to the process once."""
         if not self._lost:
             self._lost = True
             self._closing = True
-            self._end.close()
             owner, self._owner = self._owner, None
             assert owner is not None
-            owner._pipe_lost(self._fd, exc)
+            try:
+                self._end.close()
+            finally:
+                owner._pipe_lost(self._fd, exc)
 
     def _lose_soon(self, exc: Exception | None) -> None:
         """As _lose, but lets the caller's caller go on first."""
@@ -177,6 +228,8 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def is_reading(self) -> bool:
         return not self._paused and not self._closing
 
+    _is_wanted = is_reading
+
     def pause_reading(self) -> None:
         if not self._paused and not self._closing:
             self._paused = True
@@ -186,8 +239,8 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
 
     def resume_reading(self) -> None:
         if self._paused and not self._closing:
+            self._watch()
             self._paused = False
-            self._end.watch(self._ready)
             if self._loop.get_debug():
                 logger.debug("%r resumes reading", self)
 
@@ -269,7 +322,13 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
 
     def _watch_reader(self) -> None:
         if not self._closing:
-            self._end.watch_reader(self._reader_gone)
+            try:
+                self._end.watch_reader(self._reader_gone)
+            except OSError:  # as in _watch
+                self._loop.call_later(LOOK_AGAIN, self._watch_reader)
+
+    def _is_wanted(self) -> bool:
+        return bool(self._buffer) and not self._lost
 
     def _activity(self) -> list[str]:
         return ["polling" if self._buffer else "idle", f"bufsize={self._size}"]
@@ -303,7 +362,10 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
                 self._lose_soon(None)
 
     def close(self) -> None:
-        self.write_eof()
+        if self._loop.is_closed():
+            self.abort()  # what is left to write would never go out
+        else:
+            self.write_eof()
 
     def finish(self) -> None:
         """As close(), for a caller who does not mind to be told of the end at once."""
@@ -317,6 +379,19 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if not self._lost:
             self._discard()
             self._lose_soon(None)
+
+    def give_up(self) -> int:
+        """As abort(). Returns how many bytes are lost that somebody could have read."""
+        unsent = self._size
+        if unsent and self._end.fileno() >= 0:
+            try:
+                unsent -= self._end.write(self._buffer[0][:CHUNK])
+            except BrokenPipeError:
+                unsent = 0  # there is no reader any more
+            except OSError:
+                pass  # it is full; on Windows the port may be gone
+        self.abort()
+        return unsent
 
     def write(self, data: Buffer) -> None:
         if type(data) is bytes and not self._buffer and not self._closing:
@@ -383,7 +458,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._buffer = collections.deque()
         self._buffer.append(data)
         self._size += len(data)
-        self._end.watch(self._ready)
+        self._watch()
         self._maybe_pause()
 
     def _ready(self) -> None:
@@ -452,7 +527,9 @@ class SubprocessTransport(asyncio.SubprocessTransport):
     """
 
     _child: Child | None = None
-    _closed = True  # until __init__ has taken charge
+    # Until __init__ has taken charge.
+    _closed = True
+    _pipes_open = 0
 
     def __init__(
         self,
@@ -467,35 +544,37 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._context = child.context
         # Not the whole spec, which holds everything twice.
         self.user_args = spec.user_args
-        self._closed = False
+        self._generation = generation.number
         self._returncode: int | None = None
         self._finished = False
         self._exit_waiters: list[asyncio.Future[int]] = []
         self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
-        self._pipes_open = 0
         if child.stdin is not None:
             self._pipes[0] = WritePipeTransport(self, 0, child.stdin)
         if child.stdout is not None:
             self._pipes[1] = ReadPipeTransport(self, 1, child.stdout)
         if child.stderr is not None:
             self._pipes[2] = ReadPipeTransport(self, 2, child.stderr)
+        self._popen: Popen | None = None
         self._pipes_open = len(self._pipes)
+        self._closed = False
         # They are ours now. The room may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = None
-        self._popen: Popen | None = None
 
     def start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""
         child = self._child
         assert child is not None
         self._tell(self._protocol.connection_made, self)
-        if not self._closed:  # by connection_made
-            for pipe in self._pipes.values():
-                pipe.start()
-        if child.returncode is not None:
-            self._loop.call_soon(self._exited)
-        else:
-            child.on_exit = self._exited
+        try:
+            if not self._closed:  # by connection_made
+                for pipe in self._pipes.values():
+                    pipe.start()
+        finally:
+            if child.returncode is not None:
+                self._loop.call_soon(self._exited)
+            else:
+                child.on_exit = self._exited
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
@@ -507,14 +586,40 @@ class SubprocessTransport(asyncio.SubprocessTransport):
                 info.append(f"returncode={self._returncode}")
             else:
                 info.append("running")
-            names = ("stdin", "stdout", "stderr")
-            info += [f"{names[fd]}={pipe!r}" for fd, pipe in self._pipes.items()]
+            info += [f"{STREAMS[fd]}={pipe!r}" for fd, pipe in self._pipes.items()]
         return f"<{' '.join(info)}>"
 
     def __del__(self, _warn: Callable[..., Any] = warnings.warn) -> None:
-        if not self._closed:
-            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-            self.close()
+        if self._closed and not self._pipes_open:
+            return
+        if self._generation != generation.number:
+            return  # in a forked process: all of it is the parent's
+        # First all that is to be done: a warning may be an error, and raised.
+        what = self._abandon()
+        if what:
+            assert self._child is not None
+            command = _shortened(self.user_args)
+            _warn(f"process {self._child.pid} ({command}) {what}", ResourceWarning, source=self)
+
+    def _abandon(self) -> str:
+        """Nobody holds us: ends what is left. Returns what there is to warn of."""
+        child = self._child
+        assert child is not None
+        when = "was dropped after its loop closed" if self._loop.is_closed() else "was dropped"
+        if self._closed:
+            # Its stdin may wait for a reader still, if nobody who watches the pipe.
+            stdin = self._pipes.get(0)
+            unsent = stdin.give_up() if isinstance(stdin, WritePipeTransport) else 0
+            return f"{when} with {unsent} bytes of its stdin unsent" if unsent else ""
+        alive, missed = child.peek() is None, self._returncode is None
+        left = [STREAMS[fd] for fd, pipe in self._pipes.items() if pipe._end.fileno() >= 0]
+        killed = self._shut(True)
+        if alive:
+            ended = "killed" if killed else "it may not be killed"
+            return f"was still running when it {when}; {ended}"
+        if left:
+            return f"{when} with its {' and '.join(left)} open"
+        return f"{when} before its end was noticed" if missed else ""
 
     # -- asyncio.SubprocessTransport
 
@@ -590,25 +695,31 @@ class SubprocessTransport(asyncio.SubprocessTransport):
 
     def close(self) -> None:
         """Closes the pipes, and kills the child if it lives."""
-        if self._closed:
-            return
+        self._shut(self._loop.is_closed())
+
+    def _shut(self, now: bool) -> bool:
+        """Closes. `now`: also a stdin that waits for its reader, or would have to. Returns
+        whether the child has been killed."""
+        first = not self._closed
         self._closed = True
         for pipe in self._pipes.values():
             if isinstance(pipe, WritePipeTransport) and (
-                self._returncode is None or self._loop.is_closed()
+                now or (first and self._returncode is None)
             ):
                 pipe.abort()  # what is left to write would never go out
-            else:
+            elif first:
                 pipe.close()
         child = self._child
         # Only peek: at interpreter exit os.wait4, which poll() may need, works no more.
-        if child is not None and child.peek() is None:
+        if first and child is not None and child.peek() is None:
             if self._loop.get_debug():
                 logger.warning("Close running child process: kill %r", self)
             try:
                 child.send_signal(KILL)
             except (ProcessLookupError, PermissionError):
-                pass  # gone, or running setuid
+                return False  # gone, or running setuid
+            return True
+        return False
 
     # -- what happens to the child
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import residents
 from .residents import Resident, by_loop
-from .stdio import BaseStdio
+from .stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -330,10 +330,12 @@ class _End:
     def _close_handle(self, handle: int) -> None:
         self.unwatch()
         if handle >= 0:
-            if self._operation is not None:
-                self._operation.cancel()
-            _winapi.CloseHandle(handle)
-            self._port.leave(self)
+            try:
+                if self._operation is not None:
+                    self._operation.cancel()
+                _winapi.CloseHandle(handle)
+            finally:
+                self._port.leave(self)
 
 
 class PipeReadEnd(_End):
@@ -568,12 +570,21 @@ def _has_standard(number: int) -> bool:
 
 
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
-    __slots__ = ("theirs",)
+    __slots__ = ("_to_close", "theirs")
 
     def __init__(self, resident: Resident[Any]) -> None:
         super().__init__(resident)
         #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
         self.theirs: list[int | None] = [None, None, None]
+        #: The descriptors that were made for it.
+        self._to_close: list[int] = []
+
+    def finish(self) -> None:
+        close_all(self._to_close, os.close)
+
+    def _undo(self) -> None:
+        super()._undo()
+        self.finish()
 
     def _pipe(self, number: int, size: int, port: Port) -> None:
         ours, theirs = make_pipe(size, ours_reads=number > 0)

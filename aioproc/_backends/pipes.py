@@ -10,13 +10,15 @@ import contextvars
 import errno
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any
 
-from .base import generation
+from .base import generation, logger
 from .residents import Resident
-from .stdio import BaseStdio
+from .stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
     from .._spec import SpawnSpec
@@ -37,11 +39,25 @@ LARGE = 256 * 1024
 #: all of the user's programs. This is a sixteenth of it.
 MOST_LARGE = 16
 
-_large = 0
+
+#: Our ends that are open.
+_open: dict[weakref.ref[_End], int] = {}
+#: Those of them that are large.
+_large: set[weakref.ref[_End]] = set()
+#: Children that are being made, by id(): a fork may come from another thread.
+_making: dict[int, Stdio] = {}
 
 
 class _End:
-    __slots__ = ("_context", "_fd", "_generation", "_large", "_loop", "_watched")
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_entry",
+        "_fd",
+        "_generation",
+        "_loop",
+        "_watched",
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
@@ -50,29 +66,38 @@ class _End:
         self._context = context
         self._fd = fd
         self._watched = False
-        self._large = False
         self._generation = generation.number
+        #: Its key in _open, where it comes once there is a child.
+        self._entry = weakref.ref(self)
 
     def enlarge(self) -> bool:
-        global _large
-        if self._large or not F_SETPIPE_SZ or _large >= MOST_LARGE:
-            return self._large
+        if self._entry in _large or not F_SETPIPE_SZ or len(_large) >= MOST_LARGE:
+            return self._entry in _large
         try:
             if fcntl(self._fd, F_GETPIPE_SZ) < LARGE:
                 fcntl(self._fd, F_SETPIPE_SZ, LARGE)
         except OSError:  # EPERM: the user has too many
             return False
-        self._large = True
-        _large += 1
+        _large.add(self._entry)
         return True
 
     def _close_fd(self) -> None:
-        global _large
-        fd, self._fd = self._fd, -1
-        if self._large:
-            self._large = False
-            _large -= 1
-        os.close(fd)
+        fd = self._fd
+        self._fd = -1
+        if self._entry not in _open:
+            return  # not our own yet: Stdio closes it
+        del _open[self._entry]
+        try:
+            os.close(fd)
+        except OSError as error:  # as in close_all
+            logger.error("our end of a child's pipe cannot be closed: %s", error)
+        if _large:
+            _large.discard(self._entry)
+
+    def disown(self) -> None:
+        """In a forked process, where the number has been closed: is as good as closed."""
+        self._fd = -1
+        self._watched = False
 
     def fileno(self) -> int:
         return self._fd
@@ -107,9 +132,13 @@ class FdReadEnd(_End):
         return os.readv(self._fd, (buffer,))
 
     def watch(self, callback: Callable[[], None]) -> None:
-        if not self._watched:
-            self._register(self._loop.add_reader, callback)
+        if not self._watched and self._fd >= 0:
             self._watched = True
+            try:
+                self._register(self._loop.add_reader, callback)
+            except BaseException:
+                self.unwatch()  # Ctrl-C may have come in the midst of it
+                raise
 
     def unwatch(self) -> None:
         if self._watched:
@@ -119,9 +148,15 @@ class FdReadEnd(_End):
 
     def close(self) -> None:
         if self._fd >= 0:
-            self.unwatch()
             self.read = _closed
-            self._close_fd()
+            try:
+                self.unwatch()
+            finally:
+                self._close_fd()
+
+    def disown(self) -> None:
+        super().disown()
+        self.read = _closed
 
 
 class FdWriteEnd(_End):
@@ -138,9 +173,13 @@ class FdWriteEnd(_End):
         self.write = partial(os.write, fd)
 
     def watch(self, callback: Callable[[], None]) -> None:
-        if not self._watched:
-            self._register(self._loop.add_writer, callback)
+        if not self._watched and self._fd >= 0:
             self._watched = True
+            try:
+                self._register(self._loop.add_writer, callback)
+            except BaseException:
+                self.unwatch()
+                raise
 
     def unwatch(self) -> None:
         if self._watched:
@@ -151,20 +190,37 @@ class FdWriteEnd(_End):
     def watch_reader(self, callback: Callable[[], None]) -> None:
         # The writing end of a pipe reports an error condition, which is an event for
         # readers and writers alike, when the last reading end is gone (poll(2)).
-        if not self._reader_watched:
-            self._register(self._loop.add_reader, callback)
+        if not self._reader_watched and self._fd >= 0:
             self._reader_watched = True
+            try:
+                self._register(self._loop.add_reader, callback)
+            except BaseException:
+                self._unwatch_reader()
+                raise
+
+    def _unwatch_reader(self) -> None:
+        if self._reader_watched:
+            self._reader_watched = False
+            if self._ours():
+                self._loop.remove_reader(self._fd)
 
     def close(self) -> None:
-        fd = self._fd
-        if fd >= 0:
-            self.unwatch()
-            if self._reader_watched:
-                self._reader_watched = False
-                if self._ours():
-                    self._loop.remove_reader(fd)
+        if self._fd >= 0:
             self.write = _closed
-            self._close_fd()
+            try:
+                self.unwatch()
+                self._unwatch_reader()
+            finally:
+                self._close_fd()
+
+    def disown(self) -> None:
+        super().disown()
+        self._reader_watched = False
+        self.write = _closed
+
+
+#: What makes one number of /dev/null.
+_OPEN_NULL = ((os.devnull, os.O_RDWR),)
 
 
 def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
@@ -173,30 +229,33 @@ def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
-    __slots__ = ("theirs",)
+    __slots__ = ("_made", "_to_close", "theirs")
 
     def __init__(self, resident: Resident[Any]) -> None:
         super().__init__(resident)
         #: What the child gets as 0, 1, 2; -1: what we have.
         self.theirs = [-1, -1, -1]
-
-    def _pipe(self, pipesize: int) -> tuple[int, int]:
-        reader, writer = os.pipe()
-        if pipesize > 0 and F_SETPIPE_SZ:
-            try:
-                fcntl(writer, F_SETPIPE_SZ, pipesize)
-            except BaseException:
-                os.close(reader)
-                os.close(writer)
-                raise
-        return reader, writer
+        #: All that has been opened; ours too, until they are their own.
+        self._made: list[int] = []
+        #: Of these, the child's.
+        self._to_close: list[int] = []
 
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
-        for number, source in enumerate(spec.stdio):
+        sources = spec.stdio
+        made = self._made
+        pipes = sources.count(PIPE)
+        if pipes:
+            _making[id(self)] = self
+            made.extend(chain.from_iterable(starmap(os.pipe, repeat((), pipes))))
+        at = 0
+        for number, source in enumerate(sources):
             if source is None:
                 continue
             if source == PIPE:
-                reader, writer = self._pipe(spec.pipesize)
+                reader, writer = made[at], made[at + 1]
+                at += 2
+                if spec.pipesize > 0 and F_SETPIPE_SZ:
+                    fcntl(writer, F_SETPIPE_SZ, spec.pipesize)
                 theirs, ours = (reader, writer) if number == 0 else (writer, reader)
                 self._to_close.append(theirs)
                 self.theirs[number] = theirs
@@ -209,9 +268,9 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
                 # Of our end only: the flag is the end's, and programs expect blocking.
                 os.set_blocking(ours, False)
             elif source == DEVNULL:
-                fd = os.open(os.devnull, os.O_RDWR)
-                self._to_close.append(fd)
-                self.theirs[number] = fd
+                made.extend(starmap(os.open, _OPEN_NULL))
+                self.theirs[number] = made[-1]
+                self._to_close.append(made[-1])
             else:
                 self.theirs[number] = source
         if spec.stderr_to_stdout:
@@ -233,3 +292,57 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
                         os.set_blocking(fd, True)
                 except OSError:
                     pass  # closed; the spawn says so, if it minds
+
+    def finish(self) -> None:
+        stdin, stdout, stderr = self.stdin, self.stdout, self.stderr
+        # Without a call.
+        self._made = self._to_close
+        if stdin is not None:
+            _open[stdin._entry] = stdin._fd
+        if stdout is not None:
+            _open[stdout._entry] = stdout._fd
+        if stderr is not None:
+            _open[stderr._entry] = stderr._fd
+        close_all(self._made, os.close)
+        _making.pop(id(self), None)
+
+    def _undo(self) -> None:
+        super()._undo()
+        close_all(self._made, os.close)
+        _making.pop(id(self), None)
+
+    def disown(self) -> None:
+        """In a forked process: the child to be is the parent's."""
+        close_all(self._made, os.close)
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.disown()
+
+
+def _after_fork_in_child() -> None:
+    """Closes the copies of our ends: a worker that lives on would keep the end of its
+    input from a child of the parent's, and the end of a pipe from the parent.
+
+    The parent's registrations stay as they are: they belong to what both numbers are
+    copies of, not to the number (epoll(7)).
+    """
+    caller = sys._getframe().f_back
+    if caller is not None and caller.f_globals.get("__name__") == "subprocess":
+        # Popen with a preexec_fn; the numbers may be those that it passes on. The others
+        # are closed by the exec.
+        return
+    for stdio in list(_making.values()):
+        stdio.disown()
+    ends = list(_open.items())
+    _making.clear()
+    _open.clear()
+    _large.clear()
+    for entry, fd in ends:
+        end = entry()
+        if end is not None:
+            end.disown()
+        close_all([fd], os.close)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

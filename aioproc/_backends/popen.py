@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import traceback
@@ -29,6 +30,18 @@ def _in_group(group: int, preexec_fn: Any) -> Any:
             preexec_fn()
 
     return in_child
+
+
+def see_off(pid: int) -> None:
+    """Kills a child that nothing watches, and waits for its end."""
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:  # else the number may be another's by now
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # taken by another wait
+    except PermissionError:
+        pass  # running setuid: it goes on, and so do we
 
 
 class _Reported:
@@ -135,27 +148,37 @@ def _popen(spec: SpawnSpec, fds: list[int], preexec_fn: Any) -> int:
             options["process_group"] = spec.process_group
         else:
             preexec_fn = _in_group(spec.process_group, preexec_fn)
-    process = subprocess.Popen(
-        spec.args,
-        executable=spec.executable,
-        stdin=None if fds[0] < 0 else fds[0],
-        stdout=None if fds[1] < 0 else fds[1],
-        stderr=None if fds[2] < 0 else fds[2],
-        bufsize=0,
-        preexec_fn=preexec_fn,
-        close_fds=spec.close_fds,
-        cwd=spec.cwd,
-        env=spec.env,
-        restore_signals=spec.restore_signals,
-        start_new_session=spec.start_new_session,
-        pass_fds=spec.pass_fds,
-        user=spec.user,
-        group=spec.group,
-        extra_groups=spec.extra_groups,
-        umask=-1 if spec.umask is None else spec.umask,
-        **options,
-    )
+    # Made in two steps: where Ctrl-C interrupts it, there may be a child already.
+    process: Any = subprocess.Popen.__new__(subprocess.Popen)
+    try:
+        subprocess.Popen.__init__(
+            process,
+            spec.args,
+            executable=spec.executable,
+            stdin=None if fds[0] < 0 else fds[0],
+            stdout=None if fds[1] < 0 else fds[1],
+            stderr=None if fds[2] < 0 else fds[2],
+            bufsize=0,
+            preexec_fn=preexec_fn,
+            close_fds=spec.close_fds,
+            cwd=spec.cwd,
+            env=spec.env,
+            restore_signals=spec.restore_signals,
+            start_new_session=spec.start_new_session,
+            pass_fds=spec.pass_fds,
+            user=spec.user,
+            group=spec.group,
+            extra_groups=spec.extra_groups,
+            umask=-1 if spec.umask is None else spec.umask,
+            **options,
+        )
+    except BaseException:
+        if getattr(process, "pid", None) and process.returncode is None:
+            process.returncode = 0
+            see_off(process.pid)
+        raise
     # With a returncode Popen's destructor neither warns nor waits: from here on the
     # exit is watched and the child reaped by us.
     process.returncode = 0
-    return process.pid
+    pid: int = process.pid
+    return pid

@@ -27,7 +27,7 @@ from .base import (
 )
 from .child import BaseChild
 from .pipes import Stdio
-from .popen import popen
+from .popen import popen, see_off
 from .posix_environment import inherited
 from .residents import REJOIN, Resident, Residents, by_loop
 
@@ -337,9 +337,16 @@ class PosixBackend(WithoutJobs):
         reap_orphans()
         spec.check_open()
         port = _ports.of(loop)
-        with Stdio(port) as stdio:
+        stdio = Stdio(port)
+        child = None
+        try:
             stdio.open(spec, loop)
-            return self._spawn(spec, loop, port, stdio)
+            child = self._spawn(spec, loop, port, stdio)
+            stdio.finish()
+            return child
+        except BaseException:
+            stdio.undo(child)
+            raise
 
     def _spawn(
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
@@ -350,30 +357,39 @@ class PosixBackend(WithoutJobs):
         sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
         strategy = self._watched_code if port.is_watched else self._code
         request, strings = self._request(spec, stdio.theirs, strategy)
-        token = port.spawn(request, strings, spec)
-        if token == -errno.ENOTSUP:
-            return self._spawn_by_popen(spec, port, stdio)
-        if token < 0:
-            raise spawn_error(spec, -token, request.step)
-        child = NativeChild(port, token, request.pid, spec, stdio)
-        if not request.started:
-            child.started = loop.create_future()
-        port.add(token, child)
-        return child
+        try:
+            token = port.spawn(request, strings, spec)
+            if token == -errno.ENOTSUP:
+                return self._spawn_by_popen(spec, port, stdio)
+            if token < 0:
+                raise spawn_error(spec, -token, request.step)
+            child = NativeChild(port, token, request.pid, spec, stdio)
+            if not request.started:
+                child.started = loop.create_future()
+            port.add(token, child)
+            return child
+        except BaseException:
+            # Ctrl-C may come before the token is known here.
+            if request.token > 0:
+                port.abandon(request.token)
+            raise
 
     def _spawn_by_popen(self, spec: SpawnSpec, port: _Port, stdio: Stdio) -> NativeChild:
         pid = popen(spec, stdio.theirs)
-        token = port.adopt(pid)
-        if token < 0:
-            os.kill(pid, 9)
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass  # taken by another wait
-            raise OSError(-token, os.strerror(-token))
-        child = NativeChild(port, token, pid, spec, stdio)
-        port.add(token, child)
-        return child
+        token = 0
+        try:
+            token = port.adopt(pid)
+            if token < 0:
+                raise OSError(-token, os.strerror(-token))
+            child = NativeChild(port, token, pid, spec, stdio)
+            port.add(token, child)
+            return child
+        except BaseException:
+            if token > 0:
+                port.abandon(token)
+            else:
+                see_off(pid)
+            raise
 
     def _request(self, spec: SpawnSpec, fds: list[int], strategy: int) -> tuple[Any, bytes]:
         request = ffi.new("ap_request *")

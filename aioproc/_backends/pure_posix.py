@@ -25,7 +25,7 @@ from .base import (
 )
 from .child import BaseChild
 from .pipes import Stdio
-from .popen import popen
+from .popen import popen, see_off
 from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ class PureChild(BaseChild):
             return
         try:
             self.send_signal(signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or running setuid
         watch = self._watch
         if watch is None or not watch.is_open:
             orphans.add(self)
@@ -290,6 +290,7 @@ class _Watch(Resident[PureChild]):
         try:
             self._start(child)
         except BaseException:
+            self._stop(child, self._loop())  # Ctrl-C may have come in the midst of it
             del self.children[id(child)]
             child._watch = None
             raise
@@ -312,7 +313,12 @@ class _Watch(Resident[PureChild]):
 
     def _look_again(self, child: PureChild) -> None:
         if self.children.get(id(child)) is child:
-            self._start(child)
+            try:
+                self._start(child)
+            except (OSError, RuntimeError):  # ENOMEM, ENOSPC, no thread: not now
+                loop = self._loop()
+                assert loop is not None
+                loop.call_later(_RETRY, self._look, child)
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for child in self.children.values():
@@ -326,7 +332,7 @@ class _Watch(Resident[PureChild]):
             return
         try:
             _watches.of(loop).add(child)
-        except OSError:  # EMFILE
+        except (OSError, RuntimeError):  # EMFILE, no thread
             orphans.add(child)
             by_loop(loop.call_later, REJOIN, self._rejoin, loop, child)
 
@@ -342,7 +348,8 @@ class _PidfdWatch(_Watch):
         assert loop is not None
         if child.pidfd < 0:
             try:
-                child.pidfd = os.pidfd_open(child.pid)
+                # child.pidfd = os.pidfd_open(child.pid), which Ctrl-C cannot cut in two.
+                any(map(setattr, (child,), ("pidfd",), map(os.pidfd_open, (child.pid,))))
             except ProcessLookupError:
                 # Taken by another wait already.
                 by_loop(loop.call_soon, self._look, child)
@@ -418,17 +425,13 @@ class _Poller:
 
     def add(self, child: PureChild, watch: _ThreadWatch) -> None:
         with self._condition:
-            self._wanted[id(child)] = weakref.ref(child), weakref.ref(watch)
             if not self._running:
-                # First, so that nobody is left waiting if there is no thread to be had.
-                # Newer Pythons may hand the contextvars on.
+                # First, so that nobody waits in vain if there is no thread to be had.
                 thread = threading.Thread(target=self._run, name="aioproc-exits", daemon=True)
-                try:
-                    contextvars.Context().run(thread.start)
-                except BaseException:
-                    del self._wanted[id(child)]
-                    raise
+                # Newer Pythons may hand the contextvars on.
+                contextvars.Context().run(thread.start)
                 self._running = True
+            self._wanted[id(child)] = weakref.ref(child), weakref.ref(watch)
             self._condition.notify()
 
     def remove(self, child: PureChild) -> None:
@@ -569,13 +572,18 @@ class PureBackend(WithoutJobs):
         orphans.reap()
         spec.check_open()
         watch = _watches.of(loop)
-        with Stdio(watch) as stdio:
+        stdio = Stdio(watch)
+        pid, child = 0, None
+        try:
             stdio.open(spec, loop)
-            child = PureChild(popen(spec, stdio.theirs), stdio)
-            try:
-                watch.add(child)
-            except BaseException:
-                # EMFILE, say. It must not live on unseen.
-                child.abandon()
-                raise
+            pid = popen(spec, stdio.theirs)
+            child = PureChild(pid, stdio)
+            watch.add(child)
+            stdio.finish()
             return child
+        except BaseException:
+            # EMFILE, say, or Ctrl-C. It must not live on unseen.
+            stdio.undo(child)
+            if pid and child is None:
+                see_off(pid)
+            raise

@@ -136,8 +136,8 @@ class WindowsChild(BaseChild):
                 end.abort()
         try:
             self.send_signal(signal.SIGTERM)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or protected
         if self.port is None:
             orphans.add(self)
 
@@ -175,22 +175,39 @@ def mechanism() -> str:
 def _popen(spec: SpawnSpec, theirs: list[int | None]) -> tuple[int, int]:
     """Starts the child on the calling thread; returns its pid and its handle."""
     stdin, stdout, stderr = theirs
-    process: Any = subprocess.Popen(
-        spec.command_line,
-        executable=spec.executable,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.STDOUT if spec.stderr_to_stdout else stderr,
-        bufsize=0,
-        close_fds=spec.close_fds,
-        cwd=spec.cwd,
-        env=spec.env,
-        startupinfo=spec.startupinfo,
-        creationflags=spec.creationflags,
-    )
-    # With a returncode Popen's destructor neither warns nor waits.
-    process.returncode = 0
-    return process.pid, process._handle.Detach()
+    # Made in two steps: where Ctrl-C interrupts it, there may be a child already.
+    process: Any = subprocess.Popen.__new__(subprocess.Popen)
+    try:
+        subprocess.Popen.__init__(
+            process,
+            spec.command_line,
+            executable=spec.executable,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.STDOUT if spec.stderr_to_stdout else stderr,
+            bufsize=0,
+            close_fds=spec.close_fds,
+            cwd=spec.cwd,
+            env=spec.env,
+            startupinfo=spec.startupinfo,
+            creationflags=spec.creationflags,
+        )
+        # With a returncode Popen's destructor neither warns nor waits.
+        process.returncode = 0
+        return process.pid, process._handle.Detach()
+    except BaseException:
+        handle = getattr(process, "_handle", None)
+        if handle is not None:
+            see_off(int(handle))
+        raise
+
+
+def see_off(handle: int) -> None:
+    """Ends a process that nothing watches; leaves the handle open."""
+    try:
+        _winapi.TerminateProcess(handle, 1)
+    except PermissionError:
+        pass  # it has ended already, or is about to; or it is protected
 
 
 class PureBackend(WithoutJobs):
@@ -206,13 +223,19 @@ class PureBackend(WithoutJobs):
         orphans.reap()
         spec.check_open()
         port = _ports.of(loop)
-        with Stdio(port) as stdio:
+        stdio = Stdio(port)
+        handle, child = 0, None
+        try:
             stdio.open(spec, port)
-            child = WindowsChild(*_popen(spec, stdio.theirs), stdio)
-            try:
-                port.watch_exit(child)
-            except BaseException:
-                # It must not live on unseen.
-                child.abandon()
-                raise
+            pid, handle = _popen(spec, stdio.theirs)
+            child = WindowsChild(pid, handle, stdio)
+            port.watch_exit(child)
+            stdio.finish()
             return child
+        except BaseException:
+            # It must not live on unseen.
+            stdio.undo(child)
+            if handle and child is None:
+                see_off(handle)
+                _winapi.CloseHandle(handle)
+            raise

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextvars
-import os
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from .base import logger
 from .residents import Resident
 
 
@@ -16,17 +16,55 @@ class _Closes(Protocol):
 
 W = TypeVar("W", bound=_Closes)
 R = TypeVar("R", bound=_Closes)
-S = TypeVar("S", bound="BaseStdio[Any, Any]")
+
+
+class _Child(Protocol):
+    def abandon(self) -> None: ...
+
+
+# A signal handler that raises (Ctrl-C) does so in CPython when a C function has returned,
+# before its result is kept anywhere, at the beginning of a Python function and in a loop's
+# round. So what must not be lost is made and kept inside of one call of a C function; and
+# what has been taken out is closed before anything else is called.
+
+
+def close_all(numbers: list[int], close: Callable[[int], Any]) -> None:
+    """Closes what stands in a list and takes it out.
+
+    None of it stays open since another could not be closed. That is logged and not
+    raised, which would leave other things undone: somebody has closed what is not theirs.
+    """
+    while numbers:
+        number = numbers[-1]
+        del numbers[-1]
+        try:
+            close(number)
+        except OSError as error:
+            logger.error("an end of a child's pipe cannot be closed: %s", error)
 
 
 class BaseStdio(Generic[W, R]):
     """The three standard streams of a child to be: opened, ours and theirs.
 
-    In a `with` block the child is made. At its end theirs are closed; without a child
-    ours are too, and the loop's resident may have been opened for nothing.
+    Ours belong to the child once there is one and `finish` has been called; whatever is
+    raised before that, `undo` takes back what has been done::
+
+        stdio = Stdio(resident)
+        child = None
+        try:
+            stdio.open(...)
+            child = ...
+            stdio.finish()
+            return child
+        except BaseException:
+            stdio.undo(child)
+            raise
+
+    Not a context manager: its end could be interrupted by a signal handler that raises,
+    with a child that nobody gets.
     """
 
-    __slots__ = ("_resident", "_to_close", "context", "stderr", "stdin", "stdout")
+    __slots__ = ("_resident", "context", "stderr", "stdin", "stdout")
 
     def __init__(self, resident: Resident[Any]) -> None:
         self._resident = resident
@@ -35,26 +73,20 @@ class BaseStdio(Generic[W, R]):
         self.stdin: W | None = None
         self.stdout: R | None = None
         self.stderr: R | None = None
-        #: Of theirs, those that were opened for the child.
-        self._to_close: list[int] = []
 
-    def _close_one(self, number: int) -> None:
-        os.close(number)
+    def finish(self) -> None:
+        """There is a child: closes theirs."""
+        raise NotImplementedError
 
-    def __enter__(self: S) -> S:
-        return self
+    def undo(self, child: _Child | None) -> None:
+        """Closes everything and sees the child off; the loop's resident may have been
+        opened for nothing."""
+        self._undo()
+        if child is not None:
+            child.abandon()
+        self._resident.retire_when_idle()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number in self._to_close:
-            self._close_one(number)
-        self._to_close.clear()
-        if kind is not None:
-            for end in (self.stdin, self.stdout, self.stderr):
-                if end is not None:
-                    end.close()
-            self._resident.retire_when_idle()
+    def _undo(self) -> None:
+        for end in (self.stdin, self.stdout, self.stderr):
+            if end is not None:
+                end.close()

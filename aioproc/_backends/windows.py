@@ -296,8 +296,14 @@ class _Port(Resident[NativeChild]):
         self.touch()
         key = next(self._keys)
         ours, theirs = ffi.new("ap_pipe **"), ffi.new("int64_t *")
-        check(lib.ap_pipe_open(self._port, key, what, size, ours, theirs))
-        return key, ours[0], theirs[0]
+        try:
+            check(lib.ap_pipe_open(self._port, key, what, size, ours, theirs))
+            return key, ours[0], theirs[0]
+        except BaseException:
+            if ours[0]:  # Ctrl-C
+                lib.ap_pipe_close(ours[0])
+                lib.ap_handle_close(theirs[0])
+            raise
 
     def remove_end(self, key: int) -> None:
         # By the garbage collector in any thread.
@@ -398,9 +404,16 @@ class WindowsBackend:
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         spec.check_open()
         port = _ports.of(loop)
-        with Stdio(port) as stdio:
+        stdio = Stdio(port)
+        child = None
+        try:
             stdio.open(spec, port, loop)
-            return self._spawn(spec, loop, port, stdio)
+            child = self._spawn(spec, loop, port, stdio)
+            stdio.finish()
+            return child
+        except BaseException:
+            stdio.undo(child)
+            raise
 
     def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> NativeJob:
         port = _ports.of(loop)
@@ -421,11 +434,17 @@ class WindowsBackend:
         request, strings = self._request(spec, stdio)
         request.handle_count = len(handles)
         request.job_count = len(jobs)
-        token = port.spawn(request, strings, handles, jobs)
-        child = NativeChild(port, token, loop, stdio)
-        child._in_jobs = bool(jobs)
-        port.children[token] = child
-        return child
+        try:
+            token = port.spawn(request, strings, handles, jobs)
+            child = NativeChild(port, token, loop, stdio)
+            child._in_jobs = bool(jobs)
+            port.children[token] = child
+            return child
+        except BaseException:
+            # Ctrl-C may come before the token is known here.
+            if request.token > 0:
+                lib.ap_abandon(request.token)
+            raise
 
     def _request(self, spec: SpawnSpec, stdio: Stdio) -> tuple[Any, bytes]:
         request = ffi.new("ap_request *")

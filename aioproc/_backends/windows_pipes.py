@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .residents import Resident
-from .stdio import BaseStdio
+from .stdio import BaseStdio, close_all
 from .windows_native import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
@@ -276,16 +276,38 @@ class PipeWriteEnd(End):
         super().close()
 
 
+def _open_null() -> int:
+    handle = ffi.new("int64_t *")
+    try:
+        check(lib.ap_null_open(handle))
+        return int(handle[0])
+    except BaseException:
+        if handle[0]:  # Ctrl-C
+            lib.ap_handle_close(handle[0])
+        raise
+
+
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
-    __slots__ = ("theirs",)
+    __slots__ = ("_made", "_to_close", "theirs")
 
     def __init__(self, resident: Resident[Any]) -> None:
         super().__init__(resident)
         #: The child's handles; 0: what we have. None: it gets nothing from us.
         self.theirs: list[int] | None = None
+        #: Of these, those that were opened for it.
+        self._to_close: list[int] = []
+        #: A pipe that is no end's yet.
+        self._made: Any = None
 
-    def _close_one(self, number: int) -> None:
-        lib.ap_handle_close(number)
+    def finish(self) -> None:
+        close_all(self._to_close, lib.ap_handle_close)
+
+    def _undo(self) -> None:
+        super()._undo()
+        pipe, self._made = self._made, None
+        if pipe is not None:
+            lib.ap_pipe_close(pipe)
+        self.finish()
 
     def open(self, spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) -> None:
         if spec.stdio == (None, None, None) and not spec.stderr_to_stdout:
@@ -297,23 +319,22 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
                 continue
             if source == PIPE:
                 what = lib.AP_WE_WRITE if number == 0 else lib.AP_WE_READ
-                key, pipe, theirs = port.open_pipe(what, size)
+                key, self._made, theirs = port.open_pipe(what, size)
                 self._to_close.append(theirs)
                 self.theirs[number] = theirs
                 if number == 0:
-                    self.stdin = PipeWriteEnd(port, loop, key, pipe, self.context)
+                    self.stdin = PipeWriteEnd(port, loop, key, self._made, self.context)
                     port.ends[key] = self.stdin
+                elif number == 1:
+                    self.stdout = PipeReadEnd(port, loop, key, self._made, self.context)
+                    port.ends[key] = self.stdout
                 else:
-                    end = PipeReadEnd(port, loop, key, pipe, self.context)
-                    port.ends[key] = end
-                    if number == 1:
-                        self.stdout = end
-                    else:
-                        self.stderr = end
+                    self.stderr = PipeReadEnd(port, loop, key, self._made, self.context)
+                    port.ends[key] = self.stderr
+                self._made = None
             elif source == DEVNULL:
-                handle = ffi.new("int64_t *")
-                check(lib.ap_null_open(handle))
-                self._to_close.append(handle[0])
-                self.theirs[number] = handle[0]
+                theirs = _open_null()
+                self._to_close.append(theirs)
+                self.theirs[number] = theirs
             else:
                 self.theirs[number] = msvcrt.get_osfhandle(source)

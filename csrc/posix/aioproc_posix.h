@@ -82,6 +82,7 @@ typedef struct {
   int32_t pid;
   int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
   int32_t step;    /* AP_STEP_*, where -errno is returned */
+  int64_t token;   /* what is returned, for callers that may be interrupted then */
 } ap_request;
 
 typedef struct {

@@ -220,8 +220,10 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
   request->started = 0;
   request->step = AP_STEP_NONE;
   if (request->strategy == AP_PORTABLE)
-    return start_portable(port, request, strings, pass_fds);
-  return start_clone(port, request, strings, pass_fds, groups);
+    request->token = start_portable(port, request, strings, pass_fds);
+  else
+    request->token = start_clone(port, request, strings, pass_fds, groups);
+  return request->token;
 }
 
 int64_t ap_port_adopt(ap_port *port, int32_t pid) {

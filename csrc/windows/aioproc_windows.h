@@ -72,6 +72,8 @@ typedef struct {
   int64_t std[3];         /* 0 with AP_STD_HANDLES: what we have, else NUL */
   int32_t handle_count;   /* inheritable handles to pass on */
   int32_t job_count;      /* jobs that the child is a member of from the start */
+  /* Filled in by ap_port_spawn. */
+  int64_t token; /* what is returned, for callers that may be interrupted then */
 } ap_request;
 
 typedef struct {
@@ -113,7 +115,7 @@ int ap_port_close(ap_port *port);
 
 /* Starts a child, by a thread of ours. > 0: its token; completions will name it.
  * -error: there will be no child. */
-int64_t ap_port_spawn(ap_port *port, const ap_request *request,
+int64_t ap_port_spawn(ap_port *port, ap_request *request,
                       const char *strings, const int64_t *handles,
                       const int64_t *jobs);
 

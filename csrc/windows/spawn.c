@@ -299,7 +299,7 @@ static bool get_thread(void) {
   return true;
 }
 
-int64_t ap_port_spawn(ap_port *port, const ap_request *request, const char *strings,
+int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
                       const int64_t *handles, const int64_t *jobs) {
   ap_plan *plan = NULL;
   /* As Windows does, though not Wine. */
@@ -331,6 +331,7 @@ int64_t ap_port_spawn(ap_port *port, const ap_request *request, const char *stri
     token = -ERROR_NOT_ENOUGH_MEMORY;
   }
   unlock();
+  request->token = token;
   return token;
 }
 
