@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import traceback
-from types import TracebackType
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
+
+from .stdio import close_all
 
 try:
     import fcntl
@@ -46,26 +48,22 @@ def see_off(pid: int) -> None:
 
 class _Reported:
     """A preexec_fn whose exception the parent is told of: Popen says only that there was
-    one. In a `with` block, around Popen."""
+    one."""
 
     #: Bytes; a pipe of any system holds as much, so that the child never waits.
     MOST = 8192
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, ends: list[int]) -> None:
+        """ends: where the numbers of a pipe are put, for the caller to close."""
         self._function = function
-
-    def __enter__(self) -> _Reported:
-        self._reader, writer = os.pipe()
-        try:
-            # Not a number that the child needs for a stream (it may be closed here).
-            self._writer = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 3)
-        except BaseException:
-            os.close(self._reader)
-            raise
-        finally:
-            os.close(writer)
+        # Not cut in two by Ctrl-C (see stdio.py).
+        ends.extend(chain.from_iterable(starmap(os.pipe, ((),))))
+        self._reader = ends[0]
+        os.set_blocking(self._reader, False)
+        if ends[1] < 3:  # closed here, and what the child needs for a stream
+            ends.extend(starmap(fcntl.fcntl, ((ends[1], fcntl.F_DUPFD_CLOEXEC, 3),)))
+        self._writer = ends[-1]
         self._identity = self._pipe_identity()
-        return self
 
     def _pipe_identity(self) -> tuple[int, int]:
         status = os.fstat(self._writer)
@@ -99,21 +97,7 @@ class _Reported:
                 return packed
         return b""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._writer)
-        try:
-            if isinstance(error, subprocess.SubprocessError):
-                os.set_blocking(self._reader, False)
-                self._explain(error)
-        finally:
-            os.close(self._reader)
-
-    def _explain(self, error: subprocess.SubprocessError) -> None:
+    def explain(self, error: subprocess.SubprocessError) -> None:
         """Adds to Popen's exception what the child has said."""
         try:
             text, full, exception = pickle.loads(os.read(self._reader, self.MOST))
@@ -135,14 +119,8 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
 
     The pid is the caller's to wait for.
     """
-    if spec.preexec_fn is None:
-        return _popen(spec, fds, None)
-    with _Reported(spec.preexec_fn) as preexec_fn:
-        return _popen(spec, fds, preexec_fn)
-
-
-def _popen(spec: SpawnSpec, fds: list[int], preexec_fn: Any) -> int:
     options: dict[str, Any] = {}
+    preexec_fn = spec.preexec_fn
     if spec.process_group is not None:
         if sys.version_info >= (3, 11):
             options["process_group"] = spec.process_group
@@ -150,7 +128,11 @@ def _popen(spec: SpawnSpec, fds: list[int], preexec_fn: Any) -> int:
             preexec_fn = _in_group(spec.process_group, preexec_fn)
     # Made in two steps: where Ctrl-C interrupts it, there may be a child already.
     process: Any = subprocess.Popen.__new__(subprocess.Popen)
+    reported: _Reported | None = None
+    ends: list[int] = []
     try:
+        if preexec_fn is not None:
+            preexec_fn = reported = _Reported(preexec_fn, ends)
         subprocess.Popen.__init__(
             process,
             spec.args,
@@ -172,7 +154,11 @@ def _popen(spec: SpawnSpec, fds: list[int], preexec_fn: Any) -> int:
             umask=-1 if spec.umask is None else spec.umask,
             **options,
         )
-    except BaseException:
+        close_all(ends, os.close)
+    except BaseException as error:
+        if reported is not None and isinstance(error, subprocess.SubprocessError):
+            reported.explain(error)
+        close_all(ends, os.close)
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
             see_off(process.pid)

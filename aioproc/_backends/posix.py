@@ -329,9 +329,15 @@ class PosixBackend(WithoutJobs):
     def __init__(self, strategy: str, *, adapts: bool = False) -> None:
         """adapts: "clone" gives way to "copy" on ports that open while somebody looks on,
         a debugger that was attached later, say."""
-        self.strategy = strategy
+        self._strategy = strategy
         self._code = STRATEGIES[strategy]
-        self._watched_code = lib.AP_COPY if adapts and strategy == "clone" else self._code
+        self._watched_strategy = "copy" if adapts and strategy == "clone" else strategy
+        self._watched_code = STRATEGIES[self._watched_strategy]
+
+    @property
+    def strategy(self) -> str:
+        """That of a port that would open now."""
+        return self._watched_strategy if is_watched() else self._strategy
 
     def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
         reap_orphans()
