@@ -3,7 +3,6 @@ a copy, which os.putenv and C libraries pass by."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,19 +12,26 @@ import pytest
 from helpers import output, script
 from programs import posix_only
 
+try:
+    import ctypes
+except ImportError:  # some Pythons are built without
+    ctypes = None  # type: ignore[assignment]
+
 pytestmark = [pytest.mark.asyncio, posix_only("another environment; see test_windows.py")]
 
 ENV = "/usr/bin/env"
 
 
+needs_ctypes = pytest.mark.skipif(ctypes is None, reason="no ctypes here")
+
+
 @pytest.fixture
-def libc() -> Iterator[Any]:
-    """C's own functions, and none of the variables T1 to T3 afterwards."""
-    library = ctypes.CDLL(None)
-    yield library
+def clean() -> Iterator[None]:
+    """None of the variables T1 to T3 afterwards."""
+    yield
     for name in ("T1", "T2", "T3"):
-        library.unsetenv(name.encode())
         os.environ.pop(name, None)
+        os.unsetenv(name)
 
 
 async def variables(api: Any) -> dict[bytes, bytes]:
@@ -34,7 +40,7 @@ async def variables(api: Any) -> dict[bytes, bytes]:
     return dict(line.split(b"=", 1) for line in lines if line[:1] == b"T" and line[2:3] == b"=")
 
 
-async def test_what_python_changes(api: Any, libc: Any) -> None:
+async def test_what_python_changes(api: Any, clean: None) -> None:
     os.putenv("T1", "put")
     assert await variables(api) == {b"T1": b"put"}
     os.environ["T2"] = "set"
@@ -48,7 +54,9 @@ async def test_what_python_changes(api: Any, libc: Any) -> None:
     assert await variables(api) == {}
 
 
-async def test_what_c_changes(api: Any, libc: Any) -> None:
+@needs_ctypes
+async def test_what_c_changes(api: Any, clean: None) -> None:
+    libc = ctypes.CDLL(None)
     libc.setenv(b"T1", b"\xff", 1)
     assert await variables(api) == {b"T1": b"\xff"}
     libc.setenv(b"T1", b"of the same length", 1)
@@ -67,7 +75,7 @@ async def test_what_c_changes(api: Any, libc: Any) -> None:
     assert await variables(api) == {}
 
 
-async def test_path_is_that_of_python(api: Any, libc: Any) -> None:
+async def test_path_is_that_of_python(api: Any) -> None:
     # os.get_exec_path() looks there, for Popen.
     path = os.environ["PATH"]
     os.putenv("PATH", "/nowhere")
@@ -77,6 +85,7 @@ async def test_path_is_that_of_python(api: Any, libc: Any) -> None:
         os.putenv("PATH", path)
 
 
+@needs_ctypes
 async def test_any_strings(aioproc: Any) -> None:
     text = await script(
         """
@@ -112,6 +121,7 @@ async def test_any_strings(aioproc: Any) -> None:
     assert text == ""
 
 
+@needs_ctypes
 async def test_it_is_read_as_it_is(aioproc: Any) -> None:
     """A long row of changes: what is kept of the last look never hides one."""
     if aioproc._backends.current().name == "pure":
@@ -175,7 +185,9 @@ async def test_without_the_gil_python_s_own_counts(
     monkeypatch.setenv("T1", "set")
     os.putenv("T2", "put")
     try:
-        assert await variables(aioproc) == {b"T1": b"set"}
+        entries = posix_environment.inherited().text.split(b"\0")
+        assert b"T1=set" in entries
+        assert b"T2=put" not in entries
     finally:
         os.unsetenv("T2")
 
@@ -198,7 +210,7 @@ async def test_path_twice(api: Any) -> None:
 
 
 async def test_the_audit_event_says_none(aioproc: Any) -> None:
-    text = await script(
+    await script(
         """
         seen = []
         sys.addaudithook(lambda event, args: event == "subprocess.Popen" and seen.append(args[3]))
@@ -207,7 +219,6 @@ async def test_the_audit_event_says_none(aioproc: Any) -> None:
             await (await aioproc.create_subprocess_exec("true")).wait()
 
         run(new_event_loop, main())
-        print(seen)
+        assert seen and not any(seen), seen
         """
     )
-    assert text == "[None]\n"
