@@ -101,6 +101,15 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
             self._readers_open -= 1
         self._progress()
 
+    def pipe_out_of_memory(self, fd: int, exc: MemoryError) -> None:
+        """A read of the pipe has failed, and has taken nothing out of it."""
+        reader = self.stdout if fd == 1 else self.stderr
+        assert reader is not None
+        reader.out_of_memory(exc)
+        done = self._all_done
+        if done is not None and not done.done():
+            done.set_exception(exc)
+
     def process_exited(self) -> None:
         self._process_exited = True
         self._progress()
@@ -260,7 +269,6 @@ class Process(asyncio.subprocess.Process):
         protocol = self._protocol
         readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
         started: list[StreamReader] = []
-        finished = False
         self._communicating = True
         try:
             for reader in readers:
@@ -273,14 +281,16 @@ class Process(asyncio.subprocess.Process):
             await protocol.wait_all_done()
             for reader in readers:
                 reader._check()
-            finished = True
         finally:
             self._communicating = False
-            outputs = {id(reader): reader.stop_collecting(keep=not finished) for reader in started}
+            for reader in started:
+                reader.stop_collecting()
+        # What may fail comes before anything is taken.
+        for reader in readers:
+            reader.join()
         # asyncio's type is a lie that users' type checkers count on: None for no pipe.
         return tuple(  # type: ignore[return-value]
-            None if reader is None else outputs[id(reader)]
-            for reader in (self.stdout, self.stderr)
+            None if reader is None else reader.take_all() for reader in (self.stdout, self.stderr)
         )
 
     def _feed(self, input: bytes | bytearray | memoryview | None) -> None:
