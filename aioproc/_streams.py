@@ -184,7 +184,8 @@ class StreamReader(asyncio.StreamReader):
 
     def at_eof(self) -> bool:
         """True when everything has been read and no more will come."""
-        return self._eof and not self._exact_size()
+        # What is in `_run` need not be counted for that, again and again.
+        return self._eof and not self._run and not self._exact_size()
 
     def feed_data(self, data: Iterable[Any]) -> None:
         assert not self._eof, "feed_data after feed_eof"
@@ -208,7 +209,7 @@ class StreamReader(asyncio.StreamReader):
         if self._size > self._pause_at and not self._paused:
             self._pause()
 
-    def out_of_memory(self, exc: MemoryError) -> None:
+    def _out_of_memory(self, exc: MemoryError) -> None:
         """The transport's read has failed, and has taken nothing out of the pipe. It is
         tried again when somebody waits for more."""
         self._pause()  # or it would fail again in every round of the loop
@@ -343,7 +344,7 @@ class StreamReader(asyncio.StreamReader):
                 self._reclaim()
         return data
 
-    def take_all(self) -> bytes:
+    def _take_all(self) -> bytes:
         return self._take(self._size) if self._size else b""
 
     def _all(self) -> bytes:
@@ -356,9 +357,13 @@ class StreamReader(asyncio.StreamReader):
     def _replace(self, pieces: Sequence[bytes]) -> None:
         """Has others in the row, instead of all that was there."""
         self._cut = NOTHING
-        self._pieces = collections.deque(pieces) if pieces else NOTHING
-        self._size = sum(map(len, pieces))
         self._taken = self._searched = 0
+        if pieces:
+            self._pieces = collections.deque(pieces)
+            self._size = sum(map(len, pieces))
+        else:
+            self._pieces = NOTHING
+            self._size = 0
 
     def _reclaim(self) -> None:
         """Frees what has been taken of the first piece once that is more than half of it:
@@ -398,6 +403,8 @@ class StreamReader(asyncio.StreamReader):
             if whole == i and size > PORTION:
                 rest = max(newline, piece.rfind(b"\n", start, start + PORTION)) + 1
                 parts.append(memoryview(piece)[start:rest])
+                if rest == len(piece):
+                    whole, rest = i + 1, 0
                 break
             if whole > i and (total >= PORTION or size > PORTION):
                 break
@@ -468,7 +475,7 @@ class StreamReader(asyncio.StreamReader):
                 self._maybe_resume()
                 raise ValueError("Separator is not found, and chunk exceed the limit")
             if self._eof:
-                return self.take_all()
+                return self._take_all()
             await self._more("readline")
         if self._paused:
             self._maybe_resume()
@@ -511,7 +518,7 @@ class StreamReader(asyncio.StreamReader):
                         "Separator is not found, and chunk exceed the limit", offset
                     )
             if self._eof:
-                raise asyncio.IncompleteReadError(self.take_all(), None)
+                raise asyncio.IncompleteReadError(self._take_all(), None)
             await self._more("readuntil")
 
         start, end = found
@@ -546,7 +553,7 @@ class StreamReader(asyncio.StreamReader):
         if n < 0:
             while not self._eof:
                 await self._more("read")
-            return self.take_all()
+            return self._take_all()
         while not self._size:
             if self._eof:
                 return b""
@@ -561,7 +568,7 @@ class StreamReader(asyncio.StreamReader):
         self._begin()
         while self._size < n:
             if self._eof:
-                raise asyncio.IncompleteReadError(self.take_all(), n)
+                raise asyncio.IncompleteReadError(self._take_all(), n)
             await self._more("readexactly")
         return self._take(n) if n else b""
 
@@ -606,7 +613,7 @@ class StreamReader(asyncio.StreamReader):
     # -- for Process.communicate
 
     def start_collecting(self) -> None:
-        """Everything to come is kept for take_all(), out of the reach of others.
+        """Everything to come is kept for _take_all(), out of the reach of others.
 
         MemoryError, OSError: it cannot be done, and nothing has changed.
         """
@@ -618,10 +625,12 @@ class StreamReader(asyncio.StreamReader):
         if self._taken:
             self._pieces[0] = self._pieces[0][self._taken :]
             self._taken = 0
-        self._sink = sink = Sink([*self._cut, *self._pieces])
-        self._replace(())
+        self._sink = sink = Sink()
         try:
-            sink.prepare()
+            if self._size:
+                pieces = [*self._cut, *self._pieces]
+                self._replace(())
+                sink.begin(pieces)
             if not self._eof:
                 if isinstance(self._transport, ReadPipeTransport):
                     self._transport.collect(sink)
@@ -643,8 +652,8 @@ class StreamReader(asyncio.StreamReader):
         if self._size > self._pause_at and not self._eof:
             self._pause()
 
-    def join(self) -> None:
-        """Makes one piece of all, so that take_all() cannot fail."""
+    def _join(self) -> None:
+        """Makes one piece of all, so that _take_all() cannot fail."""
         if len(self._pieces) > 1:
             self._replace([self._all()])
 

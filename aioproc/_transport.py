@@ -82,25 +82,32 @@ class Sink:
 
     __slots__ = ("_bulk", "_pieces", "_size", "is_lost")
 
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
         self._bulk: io.BytesIO | None = None
-        self._size = sum(map(len, pieces))
+        self._size = 0
         #: Memory was short at a moment when nothing could be kept.
         self.is_lost = False
 
-    def prepare(self) -> None:
-        """Makes one buffer of the pieces if they are bulky. MemoryError: that cannot be,
-        and nothing has changed. OSError: see read_from."""
+    def begin(self, pieces: list[bytes]) -> None:
+        """With what has been read before. MemoryError, OSError: as read_from."""
+        self._pieces = pieces
+        self._size = sum(map(len, pieces))
         if self._size >= BULKY:
-            self._assure(self._size + CHUNK)
-            pieces = self._pieces
-            pieces.reverse()
+            self._begin_bulk()
+
+    def _begin_bulk(self) -> None:
+        self._assure(self._size + CHUNK)
+        pieces = self._pieces
+        pieces.reverse()
+        try:
             # The first becomes the buffer itself if nobody else holds it.
             self._bulk = bulk = io.BytesIO(pieces.pop())
             bulk.seek(0, io.SEEK_END)
             while pieces:
-                self._keep(bulk.write, pieces.pop())
+                bulk.write(pieces.pop())
+        except MemoryError:
+            raise self._lose() from None
 
     def add(self, data: bytes) -> None:
         """For those who are given data rather than read."""
@@ -117,25 +124,28 @@ class Sink:
             data = end.read(READ_SIZE)
             n = len(data)
             if n:
-                self._keep(self._pieces.append, data)
+                try:
+                    self._pieces.append(data)
+                except MemoryError:
+                    raise self._lose() from None
                 self._size += n
                 if self._size >= BULKY:
-                    self.prepare()
+                    self._begin_bulk()
             return n
         if self._size + CHUNK > sys.getsizeof(bulk, 0) - _OVERHEAD:
             self._assure(self._size + CHUNK)
         buffer = scratch()
         n = end.readinto(buffer.buffer)
-        self._keep(bulk.write, buffer.view[:n])
+        try:
+            bulk.write(buffer.view[:n])
+        except MemoryError:
+            raise self._lose() from None
         self._size += n
         return n
 
-    def _keep(self, where: Callable[[Any], Any], data: Any) -> None:
-        try:
-            where(data)
-        except MemoryError:
-            self.is_lost = True
-            raise self.loss() from None
+    def _lose(self) -> OSError:
+        self.is_lost = True
+        return self.loss()
 
     @staticmethod
     def loss() -> OSError:
