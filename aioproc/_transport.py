@@ -321,7 +321,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
             except MemoryError as exc:
                 # What is in the pipe stays there.
                 if self._receive is None:
-                    raise  # asyncio's protocols cannot be told
+                    raise  # to the loop's handler: a protocol of asyncio's cannot be told
                 assert self._owner is not None
                 self._owner._protocol.pipe_out_of_memory(self._fd, exc)
                 return
@@ -336,7 +336,12 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
                 self._end.enlarge()
             if sink is None:
                 if self._receive is not None:
-                    self._receive(data)
+                    try:
+                        self._receive(data)
+                    except MemoryError as exc:
+                        # Nobody must take what comes after for all there was.
+                        self._lose(exc)
+                        return
                 else:
                     assert self._owner is not None
                     self._owner._protocol.pipe_data_received(self._fd, data)

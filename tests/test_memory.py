@@ -177,6 +177,21 @@ async def test_a_loss_is_told(aioproc: Any) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_loss_between_pipe_and_reader_is_told(aioproc: Any) -> None:
+    def fails(data: bytes) -> None:
+        raise MemoryError
+
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    process._transport.get_pipe_transport(1).deliver_to(fails)
+    process.stdin.write(b"hello")
+    process.stdin.close()
+    for call in process.stdout.read, process.stdout.readline, process.communicate:
+        with pytest.raises(MemoryError):
+            await call()
+    await process.wait()
+
+
+@pytest.mark.asyncio
 async def test_a_loss_of_what_was_there_before_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = package.StreamReader()
     reader.feed_data(bytes(MEGABYTE))
