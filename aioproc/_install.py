@@ -63,6 +63,8 @@ _SubprocessStreamProtocol: type = asyncio.subprocess.SubprocessStreamProtocol
 class _InstalledProcess(Process, metaclass=_InPlaceOfAsyncios):
     """What asyncio's functions make while we are installed."""
 
+    _ignores_input = True
+
 
 class _InstalledProtocol(StreamProtocol, metaclass=_InPlaceOfAsyncios):
     """The same, with asyncio's limit."""

@@ -113,6 +113,15 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
             self._readers_open -= 1
         self._progress()
 
+    def pipe_out_of_memory(self, fd: int, exc: MemoryError) -> None:
+        """A read of the pipe has failed, and has taken nothing out of it."""
+        reader = self.stdout if fd == 1 else self.stderr
+        assert reader is not None
+        reader._out_of_memory(exc)
+        done = self._all_done
+        if done is not None and not done.done():
+            done.set_exception(exc)
+
     def process_exited(self) -> None:
         self._process_exited = True
         self._progress()
@@ -181,6 +190,8 @@ class Process(asyncio.subprocess.Process):
     stdout: StreamReader | None
     stderr: StreamReader | None
     pid: int
+    #: Whether communicate() ignores input for a stdin that is no pipe.
+    _ignores_input = False
 
     def __init__(
         self,
@@ -252,18 +263,32 @@ class Process(asyncio.subprocess.Process):
     async def communicate(
         self, input: bytes | bytearray | memoryview | None = None
     ) -> tuple[bytes, bytes]:
-        """Writes `input` to stdin and closes it, reads stdout and stderr to their ends,
-        waits for the exit. Returns (stdout, stderr), None for what is no pipe.
+        """Write to stdin, read stdout and stderr to their ends, and wait for the exit.
 
-        A child that does not read all of its input is no error. `input` must not be
-        changed before this returns.
+        It can be cancelled (by a timeout, say) or fail, and be called again, and loses
+        nothing: what has been read is kept for the next call, or for the methods of
+        stdout and stderr, and the input goes on where it was. A child that does not read
+        all of its input is no error.
 
-        It can be cancelled (by a timeout, say) and called again, and loses nothing: what
-        has been read is kept for the next call or for stdout.read(), and the input goes
-        on where it was. Input is given with the first call; the same again is taken as a
-        repetition, other input raises ValueError, as Popen's does.
+        Args:
+            input: Bytes for stdin, which is closed after them; without any it is closed at
+                once. They must not be changed before this returns. They are given with
+                the first call; the same again is taken as a repetition. Without a
+                stdin=PIPE nothing but empty input has a meaning.
 
-        ValueError: input without stdin=PIPE. RuntimeError: somebody else is reading.
+        Returns:
+            (stdout, stderr): all that was not read before; None for what is no pipe.
+
+        Raises:
+            ValueError: Input without stdin=PIPE (objects that asyncio's own functions
+                made under aioproc.install() ignore it, as asyncio does). Or other input
+                than with the first call, as Popen's.
+            RuntimeError: Somebody else is reading.
+            MemoryError: There is no memory for the output. It is raised while there is
+                still some: a buffer that grows may want as much again as it has. What has
+                been read is kept, and the child waits, its pipes being paused. Read the
+                rest in smaller parts, or end the child.
+            OSError: A pipe broke. What it had given cannot be read any more.
         """
         if not isinstance(self._protocol, StreamProtocol):
             # Built by somebody's own hands, from a protocol of asyncio's.
@@ -277,7 +302,6 @@ class Process(asyncio.subprocess.Process):
             check_loop(self._loop)
         readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
         started: list[StreamReader] = []
-        finished = False
         self._communicating = True
         try:
             for reader in readers:
@@ -290,21 +314,27 @@ class Process(asyncio.subprocess.Process):
             await protocol.wait_all_done()
             for reader in readers:
                 reader._check()
-            finished = True
         finally:
             self._communicating = False
-            outputs = {id(reader): reader.stop_collecting(keep=not finished) for reader in started}
+            for reader in started:
+                reader.stop_collecting()
+        # What may fail comes before anything is taken.
+        for reader in readers:
+            reader._join()
         # asyncio's type is a lie that users' type checkers count on: None for no pipe.
         return tuple(  # type: ignore[return-value]
-            None if reader is None else outputs[id(reader)]
-            for reader in (self.stdout, self.stderr)
+            None if reader is None else reader._take_all() for reader in (self.stdout, self.stderr)
         )
 
     def _feed(self, input: bytes | bytearray | memoryview | None) -> None:
+        if self.stdin is None and self._ignores_input:
+            input = None
         if input is not None:
-            if self.stdin is None:
-                raise ValueError("communicate() got input, but stdin is not a pipe")
             view = input_view(input)
+            if self.stdin is None:
+                if view.nbytes:
+                    raise ValueError("communicate() got input, but stdin is not a pipe")
+                input = None
         if self._fed:
             if input is None or input is self._input:
                 return

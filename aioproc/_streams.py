@@ -12,14 +12,19 @@ import asyncio
 import collections
 import io
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ._transport import NOTHING, ReadPipeTransport, WritePipeTransport, check_loop
+from ._transport import NOTHING, ReadPipeTransport, Sink, WritePipeTransport, check_loop
 
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What
 #: asyncio's default limit of 64 KiB makes of it.
 PAUSE_AT = 128 * 1024
+
+#: How much is made lines, or searched, at a time, in bytes.
+PORTION = 128 * 1024
+#: Bytes taken of a piece that are worth a copy of the rest, to have their memory back.
+RECLAIM = 1024 * 1024
 
 
 class _Buffer(bytearray):
@@ -36,6 +41,58 @@ class _Buffer(bytearray):
         self.reader._buffer = self
 
 
+class _Search:
+    """A search for the separator that ends first, in pieces that come one by one."""
+
+    __slots__ = ("_base", "_overlap", "_separators", "_tail", "pieces")
+
+    def __init__(self, separators: Sequence[Any], longest: int) -> None:
+        self._separators = separators
+        #: Bytes of a separator that may lie before the piece in which it ends.
+        self._overlap = longest - 1
+        #: The last of what has been searched, as much as that.
+        self._tail = b""
+        #: How much has been searched, in bytes.
+        self._base = 0
+        #: How many of the reader's pieces have been searched; -1 before its lines have.
+        self.pieces = -1
+
+    def look(self, piece: bytes, start: int = 0) -> tuple[int, int] | None:
+        """Searches the next piece, from `start` on. Where the separator begins and ends,
+        counted from where the search began."""
+        found = None
+        overlap = self._overlap
+        if self._tail:
+            text = self._tail + piece[start : start + overlap]
+            found = self._first(text, 0, len(text), self._base - len(self._tail))
+        size = len(piece)
+        # In portions: one of several separators that is far away, or nowhere, would have
+        # the whole piece searched each time.
+        for at in range(start, size, PORTION):
+            nearest = self._first(piece, at, at + PORTION + overlap, self._base - start)
+            if nearest is not None:
+                if found is None or nearest[1] <= found[1]:
+                    found = nearest
+                break
+            if found is not None:
+                break
+        if found is None:
+            self._base += size - start
+            if overlap:
+                self._tail = (self._tail + piece[max(start, size - overlap) :])[-overlap:]
+        return found
+
+    def _first(self, text: bytes, start: int, stop: int, base: int) -> tuple[int, int] | None:
+        first = None
+        for separator in self._separators:
+            at = text.find(separator, start, stop)
+            if at >= 0:
+                end = at + len(separator)
+                first = base + at, base + end
+                stop = end - 1  # for the others: only what ends before is nearer
+        return first
+
+
 class StreamReader(asyncio.StreamReader):
     """A child's stdout or stderr.
 
@@ -44,14 +101,19 @@ class StreamReader(asyncio.StreamReader):
     asyncio's do. The pipe is paused while more than twice the limit (128 KiB without
     one) lies here unread.
 
-    One task reads at a time: RuntimeError for a second one.
+    One task reads at a time: RuntimeError for a second one that would have to wait.
+
+    MemoryError from a method that reads: nothing has been taken, and the pipe is paused.
+    What is here can be read in smaller parts, or later.
     """
 
-    # What was read is kept as a row of pieces. The first `_lines` of them are known to
-    # end in a newline and to hold no other; behind them come pieces as the pipe gave
-    # them, of which the first `_searched` hold no newline. `async for` takes those
-    # lines out into `_run`, from which each is given by one popleft(); whoever else
-    # reads puts back what is left of them.
+    # What was read is kept as a row: first `_cut`, lines that have been cut already, then
+    # `_pieces`, as the pipe gave them. `_taken` bytes of the first piece are gone: it is
+    # not copied for each part that is taken of it, however long it may be. The first
+    # `_searched` pieces hold no newline. `async for` takes the lines out into `_run`, from
+    # which each is given by one popleft(); whoever else reads puts back what is left.
+    #
+    # What needs memory is done before anything is changed.
 
     def __init__(
         self, limit: int | None = None, loop: asyncio.AbstractEventLoop | None = None
@@ -61,10 +123,16 @@ class StreamReader(asyncio.StreamReader):
         self._limit = limit
         self._pause_at = PAUSE_AT if limit is None else 2 * limit
         self._loop = asyncio.get_running_loop() if loop is None else loop
+        self._cut: collections.deque[bytes] = NOTHING
         self._pieces: collections.deque[bytes] = NOTHING
-        self._size = 0
-        self._lines = 0
+        self._taken = 0
         self._searched = 0
+        #: Bytes in the row, but see `_run_size`.
+        self._size = 0
+        #: Bytes that were ever put into the row. Less `_size`: where in the stream we are.
+        self._fed = 0
+        #: Where in the stream the lines of `_cut` end.
+        self._cut_end = 0
         self._eof = False
         self._waiter: asyncio.Future[None] | None = None
         self._exception: Exception | None = None
@@ -73,13 +141,13 @@ class StreamReader(asyncio.StreamReader):
         self._run_size = 0
         self._transport: Any = None
         self._paused = False
-        self._sink: io.BytesIO | None = None
+        self._sink: Sink | None = None
 
     def __repr__(self) -> str:
         info = ["StreamReader"]
-        self._end_run()
-        if self._size:
-            info.append(f"{self._size} bytes")
+        size = self._exact_size()
+        if size:
+            info.append(f"{size} bytes")
         if self._eof:
             info.append("eof")
         if self._limit is not None:
@@ -102,9 +170,7 @@ class StreamReader(asyncio.StreamReader):
     def set_exception(self, exc: Exception) -> None:
         self._end_run()
         self._exception = exc
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(exc)
+        self._fail_waiter(exc)
 
     def set_transport(self, transport: asyncio.BaseTransport) -> None:
         assert self._transport is None, "Transport already set"
@@ -112,39 +178,56 @@ class StreamReader(asyncio.StreamReader):
 
     def feed_eof(self) -> None:
         self._eof = True
-        self._wake()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def at_eof(self) -> bool:
         """True when everything has been read and no more will come."""
-        self._end_run()
-        return self._eof and not self._size
+        # What is in `_run` need not be counted for that, again and again.
+        return self._eof and not self._run and not self._exact_size()
 
     def feed_data(self, data: Iterable[Any]) -> None:
         assert not self._eof, "feed_data after feed_eof"
         piece = data if type(data) is bytes else bytes(data)
         if not piece:
             return
+        if self._sink is not None:
+            self._sink.add(piece)
+            return
         if self._pieces is NOTHING:
             self._pieces = collections.deque()
         self._pieces.append(piece)
-        self._size += len(piece)
+        size = len(piece)
+        self._size += size
+        self._fed += size
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
-        if self._size > self._pause_at and not self._paused and self._transport is not None:
+        if self._size > self._pause_at and not self._paused:
+            self._pause()
+
+    def _out_of_memory(self, exc: MemoryError) -> None:
+        """The transport's read has failed, and has taken nothing out of the pipe. It is
+        tried again when somebody waits for more."""
+        self._pause()  # or it would fail again in every round of the loop
+        self._fail_waiter(exc)
+
+    def _fail_waiter(self, exc: Exception) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(exc)
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None:
             try:
                 self._transport.pause_reading()
             except NotImplementedError:
                 self._transport = None  # cannot be paused; do not ask again
             else:
                 self._paused = True
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
     def _resume(self) -> None:
         if self._paused:
@@ -153,10 +236,16 @@ class StreamReader(asyncio.StreamReader):
 
     def _maybe_resume(self) -> None:
         if self._paused and self._size <= self._pause_at // 2:
-            self._resume()
+            try:
+                self._resume()
+            except (OSError, MemoryError):
+                # What has been taken must not get lost with this. Whoever waits for more
+                # tries again, and is told.
+                pass
 
     async def _more(self, caller: str) -> None:
-        """Waits for data or the end."""
+        """Waits for data or the end. Others may have read meanwhile, so that all one
+        knows is what one knows after _begin()."""
         if self._waiter is not None or self._sink is not None:
             raise RuntimeError(
                 f"{caller}() called while another coroutine is already waiting for incoming data"
@@ -172,6 +261,7 @@ class StreamReader(asyncio.StreamReader):
         finally:
             if self._waiter is waiter:
                 self._waiter = None
+        self._begin()
 
     def _check(self) -> None:
         if self._exception is not None:
@@ -184,85 +274,182 @@ class StreamReader(asyncio.StreamReader):
         if self._exception is not None:
             raise self._exception
 
-    # -- the pieces
+    # -- the row
 
     def _take(self, n: int) -> bytes:
-        """The first n bytes, out of the pieces; 0 < n <= size."""
+        """The first n bytes, out of the row; 0 < n <= size."""
         pieces = self._pieces
-        head = pieces[0]
-        if len(head) == n:
-            self._drop_head()
-            data = head
-        elif len(head) > n:
-            data = head[:n]
-            pieces[0] = head[n:]
+        start = self._taken
+        end = start + n
+        if self._cut or end > len(pieces[0]):
+            data = self._take_parts(n)
+        elif end < len(pieces[0]):
+            data = pieces[0][start:end]
+            self._taken = end
+            if end >= RECLAIM:
+                self._reclaim()
         else:
-            taken = []
-            missing = n
-            while missing:
-                head = pieces[0]
-                if len(head) > missing:
-                    taken.append(head[:missing])
-                    pieces[0] = head[missing:]
-                    break
-                self._drop_head()
-                taken.append(head)
-                missing -= len(head)
-            data = b"".join(taken)
+            data = pieces[0][start:] if start else pieces[0]
+            pieces.popleft()
+            self._taken = 0
+            if self._searched:
+                self._searched -= 1
         self._size -= n
-        self._maybe_resume()
+        if self._paused:
+            self._maybe_resume()
         return data
 
-    def _drop_head(self) -> None:
-        self._pieces.popleft()
-        if self._lines:
-            self._lines -= 1
-        elif self._searched:
-            self._searched -= 1
+    def _take_parts(self, n: int) -> bytes:
+        """That, where it is of several parts or of `_cut`; `_size` is left to the caller."""
+        cut, pieces = self._cut, self._pieces
+        parts: list[bytes | memoryview] = []
+        rest = b""
+        for line in cut:
+            n -= len(line)
+            if n <= 0:
+                if n:
+                    rest = line[n:]
+                    line = line[:n]
+                parts.append(line)
+                break
+            parts.append(line)
+        lines = len(parts)
+        whole = 0
+        end = self._taken
+        if n > 0:
+            for piece in pieces:
+                left = len(piece) - end
+                if n < left:
+                    parts.append(memoryview(piece)[end : end + n])
+                    end += n
+                    break
+                parts.append(memoryview(piece)[end:] if end else piece)
+                n -= left
+                end = 0
+                whole += 1
+                if not n:
+                    break
+        data = b"".join(parts)
+
+        if rest:
+            lines -= 1
+            cut[lines] = rest
+        for _ in range(lines):
+            cut.popleft()
+        if len(parts) > lines:
+            for _ in range(whole):
+                pieces.popleft()
+            self._searched = max(0, self._searched - whole)
+            self._taken = end
+            if end >= RECLAIM:
+                self._reclaim()
+        return data
 
     def _take_all(self) -> bytes:
         return self._take(self._size) if self._size else b""
 
-    def _cut_lines(self) -> bool:
-        """Makes lines of what has come since the last look. True if there is one."""
+    def _all(self) -> bytes:
+        """Everything, which stays in the row."""
+        parts: list[bytes | memoryview] = [*self._cut, *self._pieces]
+        if self._taken:
+            parts[len(self._cut)] = memoryview(self._pieces[0])[self._taken :]
+        return b"".join(parts)
+
+    def _replace(self, pieces: Sequence[bytes]) -> None:
+        """Has others in the row, instead of all that was there."""
+        self._cut = NOTHING
+        self._taken = self._searched = 0
+        if pieces:
+            self._pieces = collections.deque(pieces)
+            self._size = sum(map(len, pieces))
+        else:
+            self._pieces = NOTHING
+            self._size = 0
+
+    def _reclaim(self) -> None:
+        """Frees what has been taken of the first piece once that is more than half of it:
+        so a byte is copied once at most, on the average."""
+        head = self._pieces[0]
+        if self._taken > len(head) // 2:
+            try:
+                self._pieces[0] = head[self._taken :]
+                self._taken = 0
+            except MemoryError:
+                pass  # all is well without
+
+    def _cut_lines(self) -> bytes | None:
+        """The first line, out of the pieces, while there is none in `_cut`; the lines that
+        follow it closely go there. None if there is no newline."""
         pieces = self._pieces
-        for i in range(self._searched, len(pieces)):
-            at = pieces[i].find(b"\n")
-            if at >= 0:
-                if i == 0 and at == len(pieces[0]) - 1:
-                    self._lines = 1  # a line as it came
-                    return True
+        count = len(pieces)
+        newline = -1
+        for i in range(self._searched, count):
+            newline = pieces[i].find(b"\n", 0 if i else self._taken)
+            if newline >= 0:
                 break
         else:
-            self._searched = len(pieces)
-            return False
-        # There are no lines at the head now, or nobody would have asked.
-        lines = io.BytesIO(b"".join(pieces)).readlines()
-        self._searched = 0 if lines[-1].endswith(b"\n") else 1
-        self._lines = len(lines) - self._searched
-        self._pieces = collections.deque(lines)
-        return True
+            self._searched = count
+            return None
+        if not i and not self._taken and newline == len(pieces[0]) - 1:
+            # A line as it came.
+            self._size -= newline + 1
+            return pieces.popleft()
+
+        # The pieces up to that one, and more up to a portion. Of a long one only a part.
+        parts: list[bytes | memoryview] = []
+        total, whole, rest = 0, 0, 0
+        start = self._taken
+        for piece in pieces:
+            size = len(piece) - start
+            if whole == i and size > PORTION:
+                rest = max(newline, piece.rfind(b"\n", start, start + PORTION)) + 1
+                parts.append(memoryview(piece)[start:rest])
+                if rest == len(piece):
+                    whole, rest = i + 1, 0
+                break
+            if whole > i and (total >= PORTION or size > PORTION):
+                break
+            parts.append(memoryview(piece)[start:] if start else piece)
+            total += size
+            whole += 1
+            start = 0
+        text = b"".join(parts)
+        lines = io.BytesIO(text).readlines()
+        tail = b"" if lines[-1].endswith(b"\n") else lines.pop()
+        cut = collections.deque(lines)
+        line = cut.popleft()
+
+        self._cut_end = self._fed - self._size + len(text) - len(tail)
+        for _ in range(whole):
+            pieces.popleft()
+        if tail:
+            pieces.appendleft(tail)
+        self._searched = 1 if tail else 0
+        self._taken = rest
+        if rest >= RECLAIM:
+            self._reclaim()
+        self._cut = cut
+        self._size -= len(line)
+        return line
 
     def _begin_run(self) -> None:
-        """Takes the lines at the head out for __anext__, if none is longer than the
+        """Takes the lines that have been cut out for __anext__, if none is longer than the
         limit."""
-        run, rest = self._pieces, collections.deque[bytes]()
-        while len(run) > self._lines:
-            rest.appendleft(run.pop())
-        if self._limit is not None and max(map(len, run)) - 1 > self._limit:
-            run.extend(rest)
-            return
-        self._run, self._run_size = run, self._size - sum(map(len, rest))
-        self._pieces = rest
-        self._lines = 0
+        run = self._cut
+        if self._limit is None or max(map(len, run)) - 1 <= self._limit:
+            self._run, self._cut = run, NOTHING
+            self._run_size = self._cut_end - (self._fed - self._size)
+
+    def _exact_size(self) -> int:
+        if self._run is NOTHING:
+            return self._size
+        return self._size - self._run_size + sum(map(len, self._run))
 
     def _end_run(self) -> None:
         """Accounts for what __anext__ has given, and puts back what it has not."""
-        run, self._run = self._run, NOTHING
-        if run is not NOTHING:
-            self._size += sum(map(len, run)) - self._run_size
-            self._lines = len(run)
-            self._pieces.extendleft(reversed(run))
+        if self._run is not NOTHING:
+            self._size = self._exact_size()
+            self._cut, self._run = self._run, NOTHING
             self._maybe_resume()
 
     # -- the reading side
@@ -275,18 +462,22 @@ class StreamReader(asyncio.StreamReader):
         """
         self._begin()
         limit = self._limit
-        while not self._lines and not self._cut_lines():
+        while True:
+            if self._cut:
+                line = self._cut.popleft()
+                self._size -= len(line)
+                break
+            cut = self._cut_lines()
+            if cut is not None:
+                line = cut
+                break
             if limit is not None and self._size > limit:
-                self._take_all()
+                self._replace(())
+                self._maybe_resume()
                 raise ValueError("Separator is not found, and chunk exceed the limit")
             if self._eof:
                 return self._take_all()
             await self._more("readline")
-            if self._exception is not None:
-                raise self._exception
-        self._lines -= 1
-        line = self._pieces.popleft()
-        self._size -= len(line)
         if self._paused:
             self._maybe_resume()
         if limit is not None and len(line) - 1 > limit:
@@ -309,47 +500,50 @@ class StreamReader(asyncio.StreamReader):
             raise ValueError("Separator should be at least one-byte string")
         self._begin()
 
-        offset = 0  # no separator begins before
+        limit = self._limit
+        at = -1
         while True:
+            if self._fed - self._size != at:
+                # At first, and when another task has read.
+                at = self._fed - self._size
+                search = _Search(separators, longest)
+                offset = 0  # no separator begins before
             size = self._size
             if size - offset >= shortest:
-                text = self._from(offset)
-                found = [
-                    (start + len(item), start)
-                    for item, start in ((item, text.find(item)) for item in separators)
-                    if start >= 0
-                ]
-                if found:
-                    end, start = min(found, key=lambda pair: pair[0])
+                found = self._go_on(search)
+                if found is not None:
                     break
                 offset = max(0, size + 1 - longest)
-                if self._limit is not None and offset > self._limit:
+                if limit is not None and offset > limit:
                     raise asyncio.LimitOverrunError(
                         "Separator is not found, and chunk exceed the limit", offset
                     )
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take_all(), None)
             await self._more("readuntil")
-            self._check()
 
-        if self._limit is not None and offset + start > self._limit:
+        start, end = found
+        if limit is not None and start > limit:
             raise asyncio.LimitOverrunError(
-                "Separator is found, but chunk is longer than limit", offset + start
+                "Separator is found, but chunk is longer than limit", start
             )
-        return self._take(offset + end)
+        return self._take(end)
 
-    def _from(self, offset: int) -> bytes:
-        """Everything from an offset on; from the back, since little is new."""
-        missing = self._size - offset
-        parts: list[bytes] = []
-        for piece in reversed(self._pieces):
-            if len(piece) >= missing:
-                parts.append(piece[len(piece) - missing :] if missing else b"")
-                break
-            parts.append(piece)
-            missing -= len(piece)
-        parts.reverse()
-        return b"".join(parts)
+    def _go_on(self, search: _Search) -> tuple[int, int] | None:
+        """Searches what of the row has not been searched."""
+        pieces = self._pieces
+        if search.pieces < 0:
+            for line in self._cut:
+                found = search.look(line)
+                if found is not None:
+                    return found
+            search.pieces = 0
+        for i in range(search.pieces, len(pieces)):
+            found = search.look(pieces[i], 0 if i else self._taken)
+            if found is not None:
+                return found
+        search.pieces = len(pieces)
+        return None
 
     async def read(self, n: int = -1) -> bytes:
         """Up to n bytes, as soon as there are any; everything up to the end with n < 0;
@@ -360,7 +554,6 @@ class StreamReader(asyncio.StreamReader):
         if n < 0:
             while not self._eof:
                 await self._more("read")
-                self._check()
             return self._take_all()
         while not self._size:
             if self._eof:
@@ -378,7 +571,6 @@ class StreamReader(asyncio.StreamReader):
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take_all(), n)
             await self._more("readexactly")
-            self._check()
         return self._take(n) if n else b""
 
     def __aiter__(self) -> StreamReader:
@@ -393,11 +585,11 @@ class StreamReader(asyncio.StreamReader):
 
     async def _next_line(self) -> bytes:
         self._end_run()
-        will_cut = not self._lines
+        will_cut = not self._cut
         line = await self.readline()
         if not line:
             raise StopAsyncIteration
-        if will_cut and self._lines:
+        if will_cut and self._cut:
             self._begin_run()
         return line
 
@@ -406,53 +598,65 @@ class StreamReader(asyncio.StreamReader):
     @property
     def _buffer(self) -> _Buffer:
         self._end_run()
-        buffer = _Buffer(b"".join(self._pieces))
+        buffer = _Buffer(self._all())
         buffer.reader = self
         return buffer
 
     @_buffer.setter
     def _buffer(self, data: Any) -> None:
-        self._run = NOTHING
-        self._pieces = collections.deque([bytes(data)] if data else [])
-        self._size = len(data)
-        self._lines = self._searched = 0
+        piece = bytes(data)
+        self._end_run()
+        # One byte more than there is, since it is another stream from now on.
+        self._fed += len(piece) - self._size + 1
+        self._replace([piece] if piece else ())
         self._maybe_resume()
 
     # -- for Process.communicate
 
     def start_collecting(self) -> None:
-        """Everything to come goes into one growing buffer."""
+        """Everything to come is kept for _take_all(), out of the reach of others.
+
+        MemoryError, OSError: it cannot be done, and nothing has changed.
+        """
         if self._waiter is not None or self._sink is not None:
             raise RuntimeError(
                 "communicate() called while another coroutine is already waiting for incoming data"
             )
         self._end_run()
-        # BytesIO shares the bytes it is given until it is written to.
-        self._sink = io.BytesIO()
-        if self._size:
-            self._sink.write(self._take_all())
-        if not self._eof:
-            if isinstance(self._transport, ReadPipeTransport):
-                self._transport.collect(self._sink)
-            self._resume()
+        if self._taken:
+            self._pieces[0] = self._pieces[0][self._taken :]
+            self._taken = 0
+        self._sink = sink = Sink()
+        try:
+            if self._size:
+                pieces = [*self._cut, *self._pieces]
+                self._replace(())
+                sink.begin(pieces)
+            if not self._eof:
+                if isinstance(self._transport, ReadPipeTransport):
+                    self._transport.collect(sink)
+                self._resume()
+        except BaseException:
+            self.stop_collecting()
+            raise
 
-    def stop_collecting(self, keep: bool) -> bytes:
-        """What was collected; with `keep` it goes back to where it can be read."""
+    def stop_collecting(self) -> None:
+        """What was collected is where it can be read."""
         sink, self._sink = self._sink, None
         assert sink is not None
         if isinstance(self._transport, ReadPipeTransport):
             self._transport.collect(None)
-        data = sink.getvalue()
-        if keep and data:
-            late = self._take_all()
-            eof, self._eof = self._eof, False
-            self.feed_data(data + late if late else data)
-            self._eof = eof
-            return b""
-        if self._size:
-            # Came by feed_data, from a transport that is not ours.
-            data += self._take_all()
-        return data
+        if sink.is_lost and self._exception is None:
+            self._exception = Sink.loss()
+        self._replace(sink.empty())
+        self._fed += self._size
+        if self._size > self._pause_at and not self._eof:
+            self._pause()
+
+    def _join(self) -> None:
+        """Makes one piece of all, so that _take_all() cannot fail."""
+        if len(self._pieces) > 1:
+            self._replace([self._all()])
 
 
 class Flow:

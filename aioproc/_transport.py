@@ -12,8 +12,10 @@ import collections
 import errno
 import io
 import logging
+import mmap
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -86,6 +88,110 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
         else:
             advice = "in which it has to be awaited (asyncio.run_coroutine_threadsafe())"
         raise RuntimeError(f"this process belongs to another event loop, {advice}: {loop!r}")
+
+
+#: For memory as malloc takes it. Windows has but one kind.
+_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
+#: More than a BytesIO takes beside what it holds, in bytes.
+_OVERHEAD = 256
+
+
+class Sink:
+    """What communicate() reads from one pipe: pieces, and from BULKY bytes on one growing
+    buffer, which is handed out without a copy.
+
+    That is a BytesIO, which loses all that it holds when it cannot grow (CPython's
+    _PyBytes_Resize frees what it cannot enlarge). So we look first whether as much memory
+    as it may want is to be had. What is mapped for that is never touched.
+    """
+
+    __slots__ = ("_bulk", "_pieces", "_size", "is_lost")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._bulk: io.BytesIO | None = None
+        self._size = 0
+        #: Memory was short at a moment when nothing could be kept.
+        self.is_lost = False
+
+    def begin(self, pieces: list[bytes]) -> None:
+        """With what has been read before. MemoryError, OSError: as read_from."""
+        self._pieces = pieces
+        self._size = sum(map(len, pieces))
+        if self._size >= BULKY:
+            self._begin_bulk()
+
+    def _begin_bulk(self) -> None:
+        self._assure(self._size + CHUNK)
+        pieces = self._pieces
+        pieces.reverse()
+        try:
+            # The first becomes the buffer itself if nobody else holds it.
+            self._bulk = bulk = io.BytesIO(pieces.pop())
+            bulk.seek(0, io.SEEK_END)
+            while pieces:
+                bulk.write(pieces.pop())
+        except MemoryError:
+            raise self._lose() from None
+
+    def add(self, data: bytes) -> None:
+        """For those who are given data rather than read."""
+        self._pieces.append(data)
+
+    def read_from(self, end: ReadEnd) -> int:
+        """Reads once. How many bytes; 0 at the end.
+
+        MemoryError: there is no room, and nothing has been lost. OSError with ENOMEM: it
+        has, since another thread was quicker than we.
+        """
+        bulk = self._bulk
+        if bulk is None:
+            data = end.read(READ_SIZE)
+            n = len(data)
+            if n:
+                try:
+                    self._pieces.append(data)
+                except MemoryError:
+                    raise self._lose() from None
+                self._size += n
+                if self._size >= BULKY:
+                    self._begin_bulk()
+            return n
+        if self._size + CHUNK > sys.getsizeof(bulk, 0) - _OVERHEAD:
+            self._assure(self._size + CHUNK)
+        buffer = scratch()
+        n = end.readinto(buffer.buffer)
+        try:
+            bulk.write(buffer.view[:n])
+        except MemoryError:
+            raise self._lose() from None
+        self._size += n
+        return n
+
+    def _lose(self) -> OSError:
+        self.is_lost = True
+        return self.loss()
+
+    @staticmethod
+    def loss() -> OSError:
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    @staticmethod
+    def _assure(size: int) -> None:
+        """MemoryError unless a BytesIO may grow to hold `size` bytes."""
+        try:
+            # It grows by an eighth more than what is asked for.
+            mmap.mmap(-1, size + size // 8 + _OVERHEAD, **_PRIVATE).close()
+        except OSError:
+            raise MemoryError from None
+
+    def empty(self) -> list[bytes]:
+        """Gives all that there is, once."""
+        pieces, self._pieces = self._pieces, []
+        bulk, self._bulk = self._bulk, None
+        if bulk is not None and not bulk.closed:
+            pieces.insert(0, bulk.getvalue())
+        return pieces
 
 
 class _PipeTransport(asyncio.BaseTransport):
@@ -215,7 +321,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         super().__init__(owner, fd, end)
         self._paused = False
         self._receive: Callable[[bytes], None] | None = None
-        self._sink: io.BytesIO | None = None
+        self._sink: Sink | None = None
         self._total = 0
 
     def start(self) -> None:
@@ -253,9 +359,10 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         """Has what is read go there, past the protocol's pipe_data_received."""
         self._receive = receive
 
-    def collect(self, sink: io.BytesIO | None) -> None:
-        """Has what is read go straight into a buffer, past all others."""
-        self._sink = sink
+    def collect(self, sink: Sink | None) -> None:
+        """Has what is read go there instead, unless the protocol wants to see it."""
+        if self._receive is not None or sink is None:
+            self._sink = sink
 
     def _lose(self, exc: Exception | None) -> None:
         self._receive = None  # who mostly holds us in turn
@@ -270,13 +377,19 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
                     data = self._end.read(READ_SIZE)
                     n = len(data)
                 else:
-                    buffer = scratch()
-                    n = self._end.readinto(buffer.buffer)
+                    n = sink.read_from(self._end)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
                 self._fatal(exc, "Fatal read error on pipe transport")
                 self._lose(exc)
+                return
+            except MemoryError as exc:
+                # What is in the pipe stays there.
+                if self._receive is None:
+                    raise  # to the loop's handler: a protocol of asyncio's cannot be told
+                assert self._owner is not None
+                self._owner._protocol.pipe_out_of_memory(self._fd, exc)
                 return
             if not n:
                 if self._loop.get_debug():
@@ -287,13 +400,17 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
             self._total = total = before + n
             if total >= BULKY > before:
                 self._end.enlarge()
-            if sink is not None:
-                sink.write(buffer.view[:n])
-            elif self._receive is not None:
-                self._receive(data)
-            else:
-                assert self._owner is not None
-                self._owner._protocol.pipe_data_received(self._fd, data)
+            if sink is None:
+                if self._receive is not None:
+                    try:
+                        self._receive(data)
+                    except MemoryError as exc:
+                        # Nobody must take what comes after for all there was.
+                        self._lose(exc)
+                        return
+                else:
+                    assert self._owner is not None
+                    self._owner._protocol.pipe_data_received(self._fd, data)
             taken += n
             # One read a wake-up, but of a bulky flow, which goes on while we look, as
             # much as may be: a round of the loop costs more than a read. Who collects

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aioproc._process import StreamProtocol
 from aside import collect
 from helpers import asyncio_since, readable
 from programs import CAT, NL, SLEEP, TEE, TRUE, WINDOWS, YES, posix_only, python, sh, shell
@@ -190,6 +191,31 @@ async def test_input_without_a_pipe(aioproc: Any) -> None:
     with pytest.raises(ValueError, match="stdin is not a pipe"):
         await process.communicate(b"hello")
     assert await process.communicate() == (None, None)
+
+
+@pytest.mark.parametrize("empty", [b"", bytearray(), memoryview(b"")], ids=type)
+async def test_empty_input_without_a_pipe(api: Any, empty: Any) -> None:
+    asyncio_since(api, (3, 12), "AttributeError")
+    process = await api.create_subprocess_exec(*CAT, stdin=api.DEVNULL, stdout=api.PIPE)
+    assert await process.communicate(empty) == (b"", None)
+
+
+async def test_who_derives_sees_what_communicate_reads(aioproc: Any) -> None:
+    class Watching(StreamProtocol):
+        seen = b""
+
+        def pipe_data_received(self, fd: int, data: Any) -> None:
+            self.seen += data
+            super().pipe_data_received(fd, data)
+
+    loop = asyncio.get_running_loop()
+    transport, protocol = await aioproc.subprocess_exec(lambda: Watching(None, loop), *CAT)
+    process = aioproc.Process(transport, protocol, loop)
+    process.stdin.write(b"begins ")
+    assert await process.stdout.read(3) == b"beg"
+    data = noise(MEGABYTE)
+    assert await process.communicate(data) == (b"ins " + data, b"")
+    assert protocol.seen == b"begins " + data
 
 
 async def test_with_a_limit(api: Any) -> None:

@@ -112,6 +112,17 @@ async def test_functions_imported_early_are_served(installed: Any) -> None:
 
 
 @pytest.mark.asyncio
+async def test_input_without_a_pipe_is_ignored_as_by_asyncio(installed: Any) -> None:
+    streams = {"stdin": installed.DEVNULL, "stdout": PIPE}
+    process = await early_exec(*CAT, **streams)
+    assert await process.communicate(b"words") == (b"", None)
+    process = await installed.create_subprocess_exec(*CAT, **streams)
+    with pytest.raises(ValueError, match="stdin is not a pipe"):
+        await process.communicate(b"words")
+    assert await process.communicate() == (b"", None)
+
+
+@pytest.mark.asyncio
 async def test_functions_are_asyncios_again_afterwards(aioproc: Any) -> None:
     asyncio_must_serve()
     with aioproc.installed():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aioproc as package
+from aioproc import _streams
 from aioproc._streams import PAUSE_AT
 from helpers import not_on_proactor
 from programs import CAT, SLEEP, TRUE, posix_only, python, sh
@@ -91,9 +92,11 @@ class Side:
                 self.log.append((type(error), error.args, vars(error)))
             self.task = None
         reader = self.reader
+        held = bytes(reader._buffer)  # has lines accounted for that __anext__ has given
         # After the end of the data it means nothing; asyncio then forgets to resume.
         paused = self.transport.paused and not self.ended
-        self.log.append((self.task is None, reader.at_eof(), reader.exception(), paused))
+        state = (self.task is None, reader.at_eof(), reader.exception(), paused, held)
+        self.log.append(state)
 
 
 def some_text(randoms: random.Random) -> bytes:
@@ -109,6 +112,7 @@ def some_operation(randoms: random.Random) -> tuple[str, tuple[Any, ...]]:
         separators: list[Any] = [b"\n", b";", b"ab", b"a;b", b""]
         if sys.version_info >= (3, 13):
             separators += [(b"\n", b";"), (b"abc", b"b"), (b"a", b"ab"), (b"ab", b"ba", b"c;"), ()]
+            separators += [(b"b", b"ab"), (b"a;b", b";b", b"c;b")]
         arguments = (randoms.choice(separators),)
     elif operation == "read":
         # read(-1) only at the end: asyncio's gives up what it has read when it fails.
@@ -118,6 +122,15 @@ def some_operation(randoms: random.Random) -> tuple[str, tuple[Any, ...]]:
     return operation, arguments
 
 
+@pytest.fixture(params=[None, 8], ids=["", "small portions"])
+def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader does with long pieces must be right with short ones."""
+    if request.param is not None:
+        monkeypatch.setattr(_streams, "PORTION", request.param)
+        monkeypatch.setattr(_streams, "RECLAIM", 2 * request.param)
+
+
+@pytest.mark.usefixtures("portion")
 async def test_random_operations_as_asyncio() -> None:
     for seed in range(100):
         await compare_with_asyncio(seed)
@@ -172,8 +185,9 @@ async def compare_with_asyncio(seed: int) -> None:
     await agree()
 
 
+@pytest.mark.usefixtures("portion")
 async def test_random_operations_without_a_limit() -> None:
-    for seed in range(50):
+    for seed in range(12):
         await compare_without_a_limit(seed)
 
 
@@ -182,23 +196,291 @@ async def compare_without_a_limit(seed: int) -> None:
     randoms = random.Random(seed)
     ours = package.StreamReader(loop=asyncio.get_running_loop())
     theirs = asyncio.StreamReader(limit=1 << 30, loop=asyncio.get_running_loop())
-    for _ in range(200):
-        text = some_text(randoms)
+    steps: list[Any] = []
+
+    def feed(times: int) -> None:
+        text = b"".join(some_text(randoms) for _ in range(times))
+        steps.append(text)
         ours.feed_data(text)
         theirs.feed_data(text)
-    ours.feed_eof()
-    theirs.feed_eof()
+
+    for _ in range(100):
+        feed(randoms.choice([1, 1, 1, 20]))
     while not theirs.at_eof():
+        kind = randoms.randrange(20)
+        if kind == 0 and not theirs._eof:
+            feed(randoms.choice([1, 10]))
+        elif kind == 1 and not theirs._eof and randoms.randrange(4) == 0:
+            ours.feed_eof()
+            theirs.feed_eof()
+        elif kind == 2:
+            n = randoms.randrange(40)
+            steps.append(("del", n))
+            del ours._buffer[:n]
+            del theirs._buffer[:n]  # type: ignore[attr-defined]
+        elif kind == 3:
+            steps.append("communicate() begins and is cancelled")
+            ours.start_collecting()
+            if not theirs._eof:
+                feed(3)
+            ours.stop_collecting()
         operation, arguments = some_operation(randoms)
+        steps.append((operation, arguments))
         results = []
         for reader in ours, theirs:
+            reading = asyncio.ensure_future(getattr(reader, operation)(*arguments))
+            await asyncio.sleep(0)
+            waiting = not reading.done()
+            if waiting:  # for more; it loses nothing
+                reading.cancel()
             try:
-                results.append(await getattr(reader, operation)(*arguments))
-            except (asyncio.IncompleteReadError, ValueError) as error:
-                results.append((type(error), error.args, vars(error)))
-        assert results[0] == results[1], (operation, arguments)
+                results.append((waiting, await reading))
+            except asyncio.CancelledError:
+                results.append((waiting, None))
+            except (asyncio.IncompleteReadError, ValueError, StopAsyncIteration) as error:
+                results.append((waiting, (type(error), error.args, vars(error))))
+        assert results[0] == results[1], (seed, steps)
+        if results[0][0]:
+            feed(4)
         if randoms.randrange(2):  # a look must change nothing, nor must it be needed
             assert ours.at_eof() == theirs.at_eof()
+        if randoms.randrange(9) == 0:
+            assert ours._buffer == theirs._buffer, (seed, steps)
+
+
+# -- several tasks on one reader
+
+
+async def begun(*coroutines: Any) -> list[asyncio.Task[Any]]:
+    tasks = []
+    for coroutine in coroutines:
+        tasks.append(asyncio.ensure_future(coroutine))
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "result"),
+    [
+        ("read", (-1,), b"22\n333\n"),
+        ("read", (4,), b"22\n3"),
+        ("readexactly", (5,), b"22\n33"),
+        ("readuntil", (b"33",), b"22\n33"),
+        ("readline", (), b"22\n"),
+        ("__anext__", (), b"22\n"),
+    ],
+)
+@pytest.mark.parametrize("first", ["__anext__", "readline"])
+async def test_another_task_reads_before_one_that_was_woken(
+    operation: str, arguments: tuple[Any, ...], result: bytes, first: str
+) -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    [waiting] = await begun(getattr(reader, operation)(*arguments))
+    quicker = asyncio.ensure_future(getattr(reader, first)())
+    # The one who waits is awake now, but runs later.
+    reader.feed_data(b"1\n22\n333\n")
+    reader.feed_eof()
+    assert await quicker == b"1\n"
+    assert await waiting == result
+    assert result + await reader.read() == b"22\n333\n"
+
+
+async def test_another_task_reads_what_has_been_searched() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    reader.feed_data(b"searched;" * 3)
+    [waiting] = await begun(reader.readuntil((b"END", b".....")))
+    assert await reader.read(20) == b"searched;searched;se"
+    reader.feed_data(b"12END3END")
+    reader.feed_eof()
+    assert await waiting == b"arched;12END"
+    assert await reader.read(8) == b"3END"
+
+
+async def test_a_buffer_is_exchanged_that_has_been_searched() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    reader.feed_data(b"....")
+    [waiting] = await begun(reader.readuntil(b"END?"))
+    reader._buffer = b"E"  # type: ignore[assignment]
+    reader.feed_data(b"ND?4")
+    reader.feed_eof()
+    assert await waiting == b"END?"
+    assert await reader.read(1) == b"4"
+
+
+async def test_two_tasks_iterate() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    got: list[bytes] = []
+
+    async def iterate() -> None:
+        async for line in reader:
+            got.append(line)
+            await asyncio.sleep(0)
+
+    first = asyncio.ensure_future(iterate())
+    second = asyncio.ensure_future(iterate())
+    for i in range(100):
+        reader.feed_data(b"%d\n%d" % (3 * i, 3 * i + 1))
+        reader.feed_data(b"\n%d\n" % (3 * i + 2))
+    reader.feed_eof()
+    await asyncio.gather(first, second)
+    assert got == [b"%d\n" % i for i in range(300)]
+
+
+async def test_a_reader_that_collects_gives_nothing_to_one_that_was_woken() -> None:
+    reader = package.StreamReader(loop=asyncio.get_running_loop())
+    [waiting] = await begun(reader.read(10))
+    reader.feed_data(b"hello")
+    reader.start_collecting()
+    with pytest.raises(RuntimeError, match="already waiting"):
+        await waiting
+    reader.stop_collecting()
+    assert await reader.read(10) == b"hello"
+
+
+class Unwilling(Recorder):
+    """Fails to resume, as add_reader does when a user may not watch more."""
+
+    failures = 2
+
+    def resume_reading(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no more of these")
+        super().resume_reading()
+
+
+async def test_resuming_fails() -> None:
+    reader = package.StreamReader(limit=10, loop=asyncio.get_running_loop())
+    transport = Unwilling()
+    reader.set_transport(transport)
+    reader.feed_data(b"x" * 30 + b"\n")
+    assert transport.paused
+    # Tries to resume, without harm for what it has.
+    assert await reader.read(30) == b"x" * 30
+    assert transport.failures == 1
+    with pytest.raises(OSError, match="no more"):
+        await reader.readexactly(2)
+    assert transport.paused
+    more = asyncio.ensure_future(reader.readexactly(2))
+    await asyncio.sleep(0)
+    assert not transport.paused
+    reader.feed_data(b"y")
+    assert await more == b"\ny"
+
+
+async def test_resuming_fails_for_communicate() -> None:
+    reader = package.StreamReader(limit=10, loop=asyncio.get_running_loop())
+    transport = Unwilling()
+    reader.set_transport(transport)
+    reader.feed_data(b"x" * 30)
+    with pytest.raises(OSError, match="no more"):
+        reader.start_collecting()
+    assert transport.paused
+    assert await reader.readexactly(5) == b"x" * 5
+    transport.failures = 0
+    reader.start_collecting()
+    assert not transport.paused
+    reader.feed_data(b"y")
+    reader.stop_collecting()
+    assert transport.paused
+    assert await reader.readexactly(26) == b"x" * 25 + b"y"
+    assert not transport.paused
+
+
+class Reading:
+    """Tasks that read as they like, each before another's nose. Without a child nobody
+    calls communicate()."""
+
+    def __init__(self, reader: Any, randoms: random.Random, process: Any = None) -> None:
+        self.reader, self.randoms, self.process = reader, randoms, process
+        self.output: list[bytes] = []
+
+    async def once(self) -> None:
+        out, randoms = self.reader, self.randoms
+        operation = randoms.randrange(8)
+        try:
+            if operation == 0 and self.process is not None:
+                data, _ = await self.process.communicate()
+            elif operation == 1:
+                async for line in out:
+                    self.output.append(line)
+                    if randoms.randrange(4) == 0:
+                        break
+                    if randoms.randrange(4) == 0:
+                        await asyncio.sleep(0)
+                return
+            elif operation == 2:
+                data = await out.readline()
+            elif operation == 3:
+                data = await out.readuntil(randoms.choice([b"\n", b"1", b"23\n", (b"9\n", b"77")]))
+            elif operation == 4:
+                data = await out.readexactly(randoms.choice([1, 4, 1000, 100_000]))
+            elif operation == 5:
+                data = await out.read()
+            else:
+                data = await out.read(randoms.choice([1, 100, 10_000, 1 << 20]))
+        except asyncio.IncompleteReadError as error:
+            data = error.partial
+        except (RuntimeError, StopAsyncIteration):
+            return
+        # In the same step in which they were taken.
+        self.output.append(data)
+
+    async def some(self) -> None:
+        out, randoms = self.reader, self.randoms
+        while not out.at_eof():
+            task = asyncio.ensure_future(self.once())
+            for _ in range(randoms.choice([0, 1, 2, 10])):
+                await asyncio.sleep(0)
+            if randoms.randrange(2):
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.result()
+            await asyncio.sleep(0)
+
+
+async def test_random_tasks() -> None:
+    for seed in range(60):
+        randoms = random.Random(seed)
+        text = b"".join(b"%d\n" % randoms.randrange(10**6) for _ in range(300))
+        reader = package.StreamReader(loop=asyncio.get_running_loop())
+        reader.set_transport(Recorder())
+        reading = Reading(reader, randoms)
+        tasks = [asyncio.ensure_future(reading.some()) for _ in range(randoms.choice([1, 2, 3]))]
+        start = 0
+        while start < len(text):
+            size = randoms.choice([1, 10, 100])
+            reader.feed_data(text[start : start + size])
+            start += size
+            for _ in range(randoms.choice([0, 1, 2])):
+                await asyncio.sleep(0)
+        reader.feed_eof()
+        await asyncio.gather(*tasks)
+        assert b"".join(reading.output) == text, seed
+
+
+#: Says numbers, in pieces of every size.
+SAYS_NUMBERS = """
+import os, random, sys
+randoms = random.Random(int(sys.argv[1]))
+text = b"".join(b"%d\\n" % randoms.randrange(10**6) for _ in range(20_000))
+while text:
+    text = text[os.write(1, text[: randoms.choice([1, 10, 100, 1000, 40_000])]) :]
+"""
+
+
+async def test_random_tasks_on_a_child(aioproc: Any) -> None:
+    for seed in range(8):
+        randoms = random.Random(seed)
+        text = b"".join(b"%d\n" % randoms.randrange(10**6) for _ in range(20_000))
+        process = await aioproc.create_subprocess_exec(
+            *python(SAYS_NUMBERS, str(seed)), stdout=aioproc.PIPE
+        )
+        reading = Reading(process.stdout, randoms, process)
+        await asyncio.gather(*(reading.some() for _ in range(randoms.choice([1, 2, 3]))))
+        assert b"".join(reading.output) == text, seed
+        assert await process.wait() == 0
 
 
 async def test_an_iteration_that_is_left_and_taken_up_again() -> None:

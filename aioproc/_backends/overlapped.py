@@ -352,9 +352,9 @@ class PipeReadEnd(_End):
     def read(self, n: int) -> bytes:
         if not self._data and not self._fetch():
             return b""
-        data = self._data
-        self._data = data[n:]
-        return data[:n]
+        data = self._data[:n]
+        self._data = self._data[n:]  # not before there was memory for it
+        return data
 
     def readinto(self, buffer: bytearray) -> int:
         data = self.read(len(buffer))
@@ -375,7 +375,10 @@ class PipeReadEnd(_End):
 
     def _is_ready(self) -> bool:
         if self._handle >= 0:
-            self._begin()
+            try:
+                self._begin()
+            except MemoryError:
+                return True  # whoever is told then reads, and learns of it
         return bool(self._data) or self._at_end or self._error is not None
 
     def _begin(self) -> None:
@@ -383,6 +386,9 @@ class PipeReadEnd(_End):
             overlapped = self._port.begin(self._done)
             try:
                 overlapped.ReadFile(self._handle, self._size)
+            except MemoryError:
+                self._port.take_back(overlapped)
+                raise
             except BrokenPipeError:
                 self._port.take_back(overlapped)
                 self._at_end = True

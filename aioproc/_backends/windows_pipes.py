@@ -182,7 +182,7 @@ class PipeReadEnd(End):
         self._result = result
         self._fire()
 
-    def _take(self, most: int) -> tuple[int, int]:
+    def _look(self, most: int) -> tuple[int, int]:
         """Where in the C layer's buffer there are how many bytes to take."""
         if self._pipe is None:
             raise _closed()
@@ -192,26 +192,28 @@ class PipeReadEnd(End):
         assert result is not None
         if result < 0:
             raise windows_error(-result)
-        start = self._at
-        n = min(most, result - start)
-        if result and start + n == result:
+        return self._at, min(most, result - self._at)
+
+    def _took(self, n: int) -> None:
+        result = self._result
+        self._at += n
+        if result and self._at == result:
             self._result = None
             self._at = 0
             if result == self._size < _MEDIUM:
                 self._size = _MEDIUM
-        else:
-            self._at += n
-        return start, n
 
     def read(self, n: int) -> bytes:
-        start, n = self._take(n)
+        start, n = self._look(n)
         data: bytes = ffi.buffer(lib.ap_pipe_data(self._pipe) + start, n)[:] if n else b""
+        self._took(n)  # not before there was memory for it
         return data
 
     def readinto(self, buffer: bytearray) -> int:
-        start, n = self._take(len(buffer))
+        start, n = self._look(len(buffer))
         if n:
             ffi.memmove(buffer, lib.ap_pipe_data(self._pipe) + start, n)
+        self._took(n)
         return n
 
     def enlarge(self) -> bool:
