@@ -21,9 +21,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd, generation
-from ._extra import KILL, PipeFile, Popen
-from ._spec import SpawnSpec
+from .._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd, generation
+from .._extra import KILL, PipeFile, Popen
+from .._spec import SpawnSpec
 
 # asyncio's own, since users configure and read that one for these messages.
 logger = logging.getLogger("asyncio")

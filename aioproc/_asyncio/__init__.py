@@ -1,0 +1,1 @@
+"""What stands on a backend's child for asyncio's API: transports, streams, Process."""
