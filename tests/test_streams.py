@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import aioproc as package
-from aioproc import _streams
-from aioproc._streams import PAUSE_AT
+from aioproc._asyncio import streams as _streams
+from aioproc._asyncio.streams import PAUSE_AT
 from helpers import not_on_proactor
 from programs import CAT, SLEEP, TRUE, posix_only, python, sh
 

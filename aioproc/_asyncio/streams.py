@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ._asyncio.transport import NOTHING, ReadPipeTransport, Sink, WritePipeTransport, check_loop
+from .transport import NOTHING, ReadPipeTransport, Sink, WritePipeTransport, check_loop
 
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What
 #: asyncio's default limit of 64 KiB makes of it.
