@@ -26,13 +26,13 @@ from ._api import (
     subprocess_exec,
     subprocess_shell,
 )
+from ._asyncio.process import Process
 from ._asyncio.streams import StreamReader, StreamWriter
 from ._asyncio.transport import SubprocessTransport
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
 from ._info import backend_info
 from ._install import install, installed, is_installed, uninstall
 from ._job import Job
-from ._process import Process
 
 __version__ = "0.1.0"
 

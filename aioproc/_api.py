@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from . import _backends
+from ._asyncio.process import Process, StreamProtocol
 from ._asyncio.transport import SubprocessTransport, logger
 from ._backends.base import Child
 from ._notes import add_note
-from ._process import Process, StreamProtocol
 from ._spec import SpawnSpec, Stream, StrOrBytesPath
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from . import _backends
-from ._process import to_the_end
+from ._asyncio.process import to_the_end
 from ._spec import own_startupinfo
 
 #: Seconds after which wait() looks for itself. Windows does not promise to deliver what

@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 
 import aioproc as aioproc_package
-from aioproc import _install, _process
+from aioproc import _install
 from aioproc._asyncio import extra as _extra
+from aioproc._asyncio import process as _process
 from conftest import FUSE, loops, run
 from programs import CAT, KILLED, NL, TERMINATED, TRUE, WINDOWS, posix_only, python, sh, shell
 

@@ -508,7 +508,7 @@ def test_a_number_that_somebody_else_has_closed(aside: Aside) -> None:
 
 
 FOREIGN = """
-from aioproc import _process
+from aioproc._asyncio import process as _process
 _process.GRACE = 0.05
 
 class Handler(logging.Handler):
@@ -569,7 +569,8 @@ def test_a_child_that_may_not_be_signalled(aside: Aside) -> None:
 
 
 RUN = """
-from aioproc import __main__, _process
+from aioproc import __main__
+from aioproc._asyncio import process as _process
 _process.GRACE = 0.05
 reader, writer = os.pipe()
 os.dup2(reader, 0)

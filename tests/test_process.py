@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aioproc import _process
+from aioproc._asyncio import process as _process
 from aside import collect
 from conftest import is_alive, run, settle
 from helpers import on_wine

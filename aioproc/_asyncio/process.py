@@ -7,10 +7,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from ._asyncio.streams import Flow, StreamReader, StreamWriter
-from ._asyncio.transport import SubprocessTransport, WritePipeTransport, check_loop, logger
-from ._backends.base import ResourceUsage
-from ._notes import add_note
+from .._backends.base import ResourceUsage
+from .._notes import add_note
+from .streams import Flow, StreamReader, StreamWriter
+from .transport import SubprocessTransport, WritePipeTransport, check_loop, logger
 
 #: Seconds between SIGTERM and SIGKILL when `async with` is left.
 GRACE = 5.0
