@@ -13,7 +13,7 @@ from ._asyncio.process import Process, StreamProtocol
 from ._asyncio.transport import SubprocessTransport, logger
 from ._backends.base import Child
 from ._notes import add_note
-from ._spec import SpawnSpec, Stream, StrOrBytesPath
+from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)
 

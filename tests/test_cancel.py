@@ -159,7 +159,7 @@ async def test_the_others_are_not_harmed(aioproc: Any) -> None:
 ABANDONED = """
 from aioproc import _backends
 from aioproc._backends import posix
-from aioproc._spec import SpawnSpec
+from aioproc._spec.spec import SpawnSpec
 ffi, lib = posix.ffi, posix.lib
 
 async def main():

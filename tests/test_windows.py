@@ -128,7 +128,7 @@ async def test_creationflags(api: Any) -> None:
 
 
 async def test_no_window_without_a_console(aioproc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aioproc import _spec
+    from aioproc._spec import spec as _spec
 
     def flags(**options: int) -> int:
         return _spec.SpawnSpec.build(TRUE, **options).creationflags  # type: ignore[arg-type]

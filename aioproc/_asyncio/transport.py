@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .._backends.base import Child, ReadEnd, ResourceUsage, WriteEnd, generation
-from .._spec import SpawnSpec
+from .._spec.spec import SpawnSpec
 from .extra import KILL, PipeFile, Popen
 
 # asyncio's own, since users configure and read that one for these messages.

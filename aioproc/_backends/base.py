@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 logger = logging.getLogger("aioproc")
 

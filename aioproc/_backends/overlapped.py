@@ -26,7 +26,7 @@ from .residents import Resident, by_loop
 from .stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
     from .pure_windows import WindowsChild
 
 DEVNULL, PIPE = -3, -1

@@ -21,7 +21,7 @@ from .residents import Resident
 from .stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 try:
     from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl

@@ -22,7 +22,7 @@ except ImportError:  # Emscripten, WASI: nothing will be spawned
     pass
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 
 def _in_group(group: int, preexec_fn: Any) -> Any:

@@ -32,7 +32,7 @@ from .posix_environment import inherited
 from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 ffi = _native.ffi
 lib = _native.lib

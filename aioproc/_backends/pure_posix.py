@@ -29,7 +29,7 @@ from .popen import popen, see_off
 from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 try:
     import fcntl

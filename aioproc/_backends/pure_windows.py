@@ -19,7 +19,7 @@ from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 from .residents import Residents
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 
 class _MemoryCounters(ctypes.Structure):

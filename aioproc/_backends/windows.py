@@ -31,7 +31,7 @@ from .windows_native import check, ffi, lib, windows_error
 from .windows_pipes import End, Stdio
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
 
 _BATCH = 64
 #: Milliseconds between two looks whether a loop has closed: of one that has just shut its

@@ -16,7 +16,7 @@ from .stdio import BaseStdio, close_all
 from .windows_native import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
-    from .._spec import SpawnSpec
+    from .._spec.spec import SpawnSpec
     from .windows import _Port
 
 DEVNULL, PIPE = -3, -1

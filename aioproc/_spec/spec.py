@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any, Union
 
-from ._backends.system import WINDOWS, has_console
-from ._notes import add_note
+from .._backends.system import WINDOWS, has_console
+from .._notes import add_note
 
 if WINDOWS:
-    from . import _command_line
+    from .. import _command_line
 
 try:
     import grp
