@@ -19,7 +19,7 @@ from .._backends.system import WINDOWS, has_console
 from .._notes import add_note
 
 if WINDOWS:
-    from .. import _command_line
+    from . import command_line as _command_line
 
 try:
     import grp
