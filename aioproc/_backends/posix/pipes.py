@@ -16,12 +16,12 @@ from functools import partial
 from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any
 
-from .base import generation, logger
-from .residents import Resident
-from .stdio import BaseStdio, close_all
+from ..base import generation, logger
+from ..residents import Resident
+from ..stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 try:
     from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl

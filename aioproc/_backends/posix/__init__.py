@@ -1,0 +1,1 @@
+"""The two backends of POSIX systems, native and pure, and their parts."""
