@@ -80,7 +80,7 @@ def subjects(config: pytest.Config) -> list[str]:
     native = [] if config.getoption("--no-native") else ["clone", "portable"]
     if native:
         try:
-            from aioproc._backends import posix
+            from aioproc._backends.posix import native as posix
         except ImportError as error:
             if wanted != "pure":
                 raise pytest.UsageError(
@@ -127,7 +127,7 @@ def make_backend(name: str) -> _backends.Backend:
         from aioproc._backends import windows
 
         return windows.WindowsBackend()
-    from aioproc._backends import posix
+    from aioproc._backends.posix import native as posix
 
     return posix.PosixBackend(name)
 
@@ -280,8 +280,8 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
 def reap_orphans() -> None:
     """What every spawn does first."""
     pure.orphans.reap()
-    if "aioproc._backends.posix" in sys.modules:
-        from aioproc._backends import posix
+    if "aioproc._backends.posix.native" in sys.modules:
+        from aioproc._backends.posix import native as posix
 
         posix.reap_orphans()
 

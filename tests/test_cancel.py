@@ -158,7 +158,7 @@ async def test_the_others_are_not_harmed(aioproc: Any) -> None:
 
 ABANDONED = """
 from aioproc import _backends
-from aioproc._backends import posix
+from aioproc._backends.posix import native as posix
 from aioproc._spec.spec import SpawnSpec
 ffi, lib = posix.ffi, posix.lib
 

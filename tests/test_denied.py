@@ -66,7 +66,7 @@ print(report["not_used"])
 def skip_without_clone(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--no-native"):
         pytest.skip("waived")
-    from aioproc._backends import posix
+    from aioproc._backends.posix import native as posix
 
     if "clone" not in posix.STRATEGIES:
         pytest.skip("built with tests/shim, which needs none of these calls")

@@ -375,7 +375,7 @@ def test_this_is_where_statuses_survive() -> None:
 
     if importlib.util.find_spec("aioproc._native") is None:
         pytest.skip("no extension here")
-    from aioproc._backends import posix
+    from aioproc._backends.posix import native as posix
 
     if posix.features()["kqueue"]:
         pytest.skip("built with tests/shim")

@@ -337,7 +337,7 @@ def test_forks_while_children_are_made(aside: Aside) -> None:
     if aside.subject in ("pure", "thread"):
         pytest.skip("the standard library's Popen has this fault")
     if aside.subject == "portable":
-        from aioproc._backends import posix
+        from aioproc._backends.posix import native as posix
 
         if not {"addclosefrom_np", "cloexec_default"} & {
             k for k, v in posix.features().items() if v

@@ -142,7 +142,7 @@ REAP_ORPHANS = """
 def reap_orphans():
     # As every spawn does.
     if subject in ("clone", "portable"):
-        from aioproc._backends import posix
+        from aioproc._backends.posix import native as posix
         posix.reap_orphans()
     elif subject in ("pure", "thread"):
         from aioproc._backends import pure

@@ -146,7 +146,7 @@ async def test_a_loop_ends_while_execs_are_pending(strategy: Any, slow: Slow) ->
     for process in await asyncio.wait_for(asyncio.gather(*pending), 30):
         assert await process.wait() == 0
     # There is no guard any more: what is opened now, only the next loop would close.
-    from aioproc._backends import posix
+    from aioproc._backends.posix import native as posix
 
     posix._ports.of(loop).close()
 

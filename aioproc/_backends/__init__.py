@@ -17,7 +17,7 @@ try:
     if sys.platform == "win32":
         from . import windows as _native
     else:
-        from . import posix as _native
+        from .posix import native as _native
 except ImportError as error:
     _native_missing = f"the extension cannot be imported: {error}"
 

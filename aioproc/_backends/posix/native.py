@@ -15,8 +15,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .. import _native
-from .base import (
+from ... import _native
+from ..base import (
     NOT_NOW,
     UNKNOWN_EXIT,
     ResourceUsage,
@@ -25,14 +25,14 @@ from .base import (
     spawn_error,
     warn_unknown_exit,
 )
-from .child import BaseChild
-from .popen import popen, see_off
-from .posix.pipes import Stdio
-from .posix_environment import inherited
-from .residents import REJOIN, Resident, Residents, by_loop
+from ..child import BaseChild
+from ..popen import popen, see_off
+from ..posix_environment import inherited
+from ..residents import REJOIN, Resident, Residents, by_loop
+from .pipes import Stdio
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 ffi = _native.ffi
 lib = _native.lib
