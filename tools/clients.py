@@ -186,7 +186,7 @@ def _excuse_popen() -> None:
 
     def excusing(self: Any, *args: Any, **kwds: Any) -> None:
         init(self, *args, **kwds)
-        self.functions["os.read"].can_block_in("aioproc/_backends/popen.py", "popen")
+        self.functions["os.read"].can_block_in("aioproc/_backends/posix/popen.py", "popen")
 
     blockbuster.BlockBuster.__init__ = excusing
 

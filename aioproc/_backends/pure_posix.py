@@ -24,8 +24,8 @@ from .base import (
     warn_unknown_exit,
 )
 from .child import BaseChild
-from .popen import popen, see_off
 from .posix.pipes import Stdio
+from .posix.popen import popen, see_off
 from .residents import REJOIN, Resident, Residents, by_loop
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from ..base import (
     warn_unknown_exit,
 )
 from ..child import BaseChild
-from ..popen import popen, see_off
 from ..posix_environment import inherited
 from ..residents import REJOIN, Resident, Residents, by_loop
 from .pipes import Stdio
+from .popen import popen, see_off
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec

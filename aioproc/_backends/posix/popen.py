@@ -14,7 +14,7 @@ import traceback
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
-from .stdio import close_all
+from ..stdio import close_all
 
 try:
     import fcntl
@@ -22,7 +22,7 @@ except ImportError:  # Emscripten, WASI: nothing will be spawned
     pass
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 
 def _in_group(group: int, preexec_fn: Any) -> Any:
