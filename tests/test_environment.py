@@ -129,7 +129,7 @@ async def test_it_is_read_as_it_is(aioproc: Any) -> None:
     await script(
         """
         import ctypes, random
-        from aioproc._backends import posix_environment
+        from aioproc._backends.posix import environment as posix_environment
 
         libc = ctypes.CDLL(None)
         libc.getenv.restype = ctypes.c_void_p
@@ -179,7 +179,7 @@ async def test_without_the_gil_python_s_own_counts(
 ) -> None:
     if aioproc._backends.current().name == "pure":
         pytest.skip("Popen leaves it to exec")
-    from aioproc._backends import posix_environment
+    from aioproc._backends.posix import environment as posix_environment
 
     monkeypatch.setattr(posix_environment, "_GUARDED", False)
     monkeypatch.setenv("T1", "set")

@@ -26,8 +26,8 @@ from ..base import (
     warn_unknown_exit,
 )
 from ..child import BaseChild
-from ..posix_environment import inherited
 from ..residents import REJOIN, Resident, Residents, by_loop
+from .environment import inherited
 from .pipes import Stdio
 from .popen import popen, see_off
 

@@ -15,7 +15,7 @@ from itertools import count, repeat, takewhile
 from operator import getitem
 from typing import Any
 
-from .. import _native
+from ... import _native
 
 ffi = _native.ffi
 lib = _native.lib
