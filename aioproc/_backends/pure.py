@@ -7,6 +7,6 @@ import sys
 if sys.platform == "win32":
     from .pure_windows import PureBackend, mechanism, orphans
 else:
-    from .pure_posix import PureBackend, mechanism, orphans
+    from .posix.pure import PureBackend, mechanism, orphans
 
 __all__ = ["PureBackend", "mechanism", "orphans"]

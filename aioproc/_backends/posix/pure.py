@@ -15,7 +15,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .base import (
+from ..base import (
     NOT_NOW,
     UNKNOWN_EXIT,
     ResourceUsage,
@@ -23,13 +23,13 @@ from .base import (
     generation,
     warn_unknown_exit,
 )
-from .child import BaseChild
-from .posix.pipes import Stdio
-from .posix.popen import popen, see_off
-from .residents import REJOIN, Resident, Residents, by_loop
+from ..child import BaseChild
+from ..residents import REJOIN, Resident, Residents, by_loop
+from .pipes import Stdio
+from .popen import popen, see_off
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 try:
     import fcntl
