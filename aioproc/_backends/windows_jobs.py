@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .windows_native import check, lib
+from .windows.lib import check, lib
 
 if TYPE_CHECKING:
     from .windows import _Port

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .residents import Resident
 from .stdio import BaseStdio, close_all
-from .windows_native import check, ffi, lib, windows_error
+from .windows.lib import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
     from .._spec.spec import SpawnSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import _native
+from ... import _native
 
 ffi = _native.ffi
 lib = _native.lib

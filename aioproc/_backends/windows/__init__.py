@@ -1,0 +1,1 @@
+"""The two backends of Windows, native and pure, and their parts."""
