@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from .base import ResourceUsage, logger
 from .child import BaseChild
 from .residents import REJOIN, Resident, Residents, by_loop, shut_down
+from .windows.jobs import NativeJob
 from .windows.lib import check, ffi, lib, windows_error
-from .windows_jobs import NativeJob
 from .windows_pipes import End, Stdio
 
 if TYPE_CHECKING:

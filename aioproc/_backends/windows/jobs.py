@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .windows.lib import check, lib
+from .lib import check, lib
 
 if TYPE_CHECKING:
-    from .windows import _Port
+    from . import _Port
 
 ERROR_INVALID_HANDLE = 6
 
