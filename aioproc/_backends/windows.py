@@ -28,7 +28,7 @@ from .child import BaseChild
 from .residents import REJOIN, Resident, Residents, by_loop, shut_down
 from .windows.jobs import NativeJob
 from .windows.lib import check, ffi, lib, windows_error
-from .windows_pipes import End, Stdio
+from .windows.pipes import End, Stdio
 
 if TYPE_CHECKING:
     from .._spec.spec import SpawnSpec

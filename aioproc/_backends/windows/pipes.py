@@ -11,13 +11,13 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .residents import Resident
-from .stdio import BaseStdio, close_all
-from .windows.lib import check, ffi, lib, windows_error
+from ..residents import Resident
+from ..stdio import BaseStdio, close_all
+from .lib import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
-    from .windows import _Port
+    from ..._spec.spec import SpawnSpec
+    from . import _Port
 
 DEVNULL, PIPE = -3, -1
 
