@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from .base import ResourceUsage, WithoutJobs
 from .child import BaseChild
-from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 from .residents import Residents
+from .windows.overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 
 if TYPE_CHECKING:
     from .._spec.spec import SpawnSpec

@@ -21,13 +21,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import residents
-from .residents import Resident, by_loop
-from .stdio import BaseStdio, close_all
+from .. import residents
+from ..residents import Resident, by_loop
+from ..stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
-    from .pure_windows import WindowsChild
+    from ..._spec.spec import SpawnSpec
+    from ..pure_windows import WindowsChild
 
 DEVNULL, PIPE = -3, -1
 
