@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 if sys.platform == "win32":
-    from .pure_windows import PureBackend, mechanism, orphans
+    from .windows.pure import PureBackend, mechanism, orphans
 else:
     from .posix.pure import PureBackend, mechanism, orphans
 

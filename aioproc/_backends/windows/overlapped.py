@@ -27,7 +27,7 @@ from ..stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
-    from ..pure_windows import WindowsChild
+    from .pure import WindowsChild
 
 DEVNULL, PIPE = -3, -1
 

@@ -13,13 +13,13 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .base import ResourceUsage, WithoutJobs
-from .child import BaseChild
-from .residents import Residents
-from .windows.overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
+from ..base import ResourceUsage, WithoutJobs
+from ..child import BaseChild
+from ..residents import Residents
+from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 
 class _MemoryCounters(ctypes.Structure):
