@@ -109,7 +109,7 @@ def windows_subjects(config: pytest.Config, wanted: str) -> list[str]:
         return ["pure"]
     if wanted != "pure":
         try:
-            from aioproc._backends import windows
+            from aioproc._backends.windows import native as windows
         except ImportError as error:
             raise pytest.UsageError(
                 f"the extension cannot be imported ({error}); build it or pass --no-native"
@@ -124,7 +124,7 @@ def make_backend(name: str) -> _backends.Backend:
     if name == "pure":
         return pure.PureBackend()
     if name == "native":
-        from aioproc._backends import windows
+        from aioproc._backends.windows import native as windows
 
         return windows.WindowsBackend()
     from aioproc._backends.posix import native as posix

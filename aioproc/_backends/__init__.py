@@ -15,7 +15,7 @@ _native: Any = None
 _native_missing = ""
 try:
     if sys.platform == "win32":
-        from . import windows as _native
+        from .windows import native as _native
     else:
         from .posix import native as _native
 except ImportError as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .lib import check, lib
 
 if TYPE_CHECKING:
-    from . import _Port
+    from .native import _Port
 
 ERROR_INVALID_HANDLE = 6
 

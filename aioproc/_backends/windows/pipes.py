@@ -17,7 +17,7 @@ from .lib import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
-    from . import _Port
+    from .native import _Port
 
 DEVNULL, PIPE = -3, -1
 

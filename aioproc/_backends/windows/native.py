@@ -23,15 +23,15 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .base import ResourceUsage, logger
-from .child import BaseChild
-from .residents import REJOIN, Resident, Residents, by_loop, shut_down
-from .windows.jobs import NativeJob
-from .windows.lib import check, ffi, lib, windows_error
-from .windows.pipes import End, Stdio
+from ..base import ResourceUsage, logger
+from ..child import BaseChild
+from ..residents import REJOIN, Resident, Residents, by_loop, shut_down
+from .jobs import NativeJob
+from .lib import check, ffi, lib, windows_error
+from .pipes import End, Stdio
 
 if TYPE_CHECKING:
-    from .._spec.spec import SpawnSpec
+    from ..._spec.spec import SpawnSpec
 
 _BATCH = 64
 #: Milliseconds between two looks whether a loop has closed: of one that has just shut its
