@@ -1,6 +1,6 @@
 """install(): asyncio's subprocess functions served by aioproc, in the whole process.
 
-The one room that touches asyncio's own names. What is replaced, and why that is enough:
+The one file that touches asyncio's own names. What is replaced, and why that is enough:
 
 - the loops' subprocess_exec and subprocess_shell, which everything ends in;
 - asyncio.subprocess.Process and SubprocessStreamProtocol, which asyncio's functions look

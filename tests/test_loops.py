@@ -285,7 +285,7 @@ def test_from_callbacks(aioproc: Any, new_loop: Factory) -> None:
 def test_an_idle_loop_holds_nothing(
     aioproc: Any, new_loop: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioproc._backends.residents.LINGER", 0.01)
+    monkeypatch.setattr("aioproc._backends.watcher.LINGER", 0.01)
 
     async def main() -> None:
         fds = set(open_fds())

@@ -468,7 +468,7 @@ def test_a_job_outlives_the_shutdown_of_generators(new_loop: Factory) -> None:
 def test_a_port_lives_as_long_as_its_jobs(
     new_loop: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioproc._backends.residents.LINGER", 0.01)
+    monkeypatch.setattr("aioproc._backends.watcher.LINGER", 0.01)
 
     def ports() -> int:
         return sum(thread.name == "aioproc-port" for thread in threading.enumerate())

@@ -322,7 +322,7 @@ def test_a_pipe_outlives_the_port_of_its_loop(new_loop: Factory) -> None:
 
 def test_the_thread_of_a_port(new_loop: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     """One a loop, from the first child to some time after the last."""
-    monkeypatch.setattr("aioproc._backends.residents.LINGER", 0.01)
+    monkeypatch.setattr("aioproc._backends.watcher.LINGER", 0.01)
 
     def ports() -> int:
         return sum(thread.name == "aioproc-port" for thread in threading.enumerate())

@@ -256,7 +256,7 @@ class _PipeTransport(asyncio.BaseTransport):
     def _ready(self) -> None:
         raise NotImplementedError
 
-    def _watch(self) -> None:
+    def _watcher(self) -> None:
         """Has _ready called when the pipe is ready.
 
         Where the loop cannot watch it just now (ENOSPC of epoll's limit, ENOMEM), we look
@@ -278,7 +278,7 @@ class _PipeTransport(asyncio.BaseTransport):
                 self._ready()
         finally:
             if self._is_wanted():
-                self._watch()
+                self._watcher()
 
     def _lose(self, exc: Exception | None) -> None:
         """The end, told to the process once."""
@@ -345,7 +345,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
 
     def resume_reading(self) -> None:
         if self._paused and not self._closing:
-            self._watch()
+            self._watcher()
             self._paused = False
             if self._loop.get_debug():
                 logger.debug("%r resumes reading", self)
@@ -441,7 +441,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if not self._closing:
             try:
                 self._end.watch_reader(self._reader_gone)
-            except OSError:  # as in _watch
+            except OSError:  # as in _watcher
                 self._loop.call_later(LOOK_AGAIN, self._watch_reader)
 
     def _is_wanted(self) -> bool:
@@ -575,7 +575,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
             self._buffer = collections.deque()
         self._buffer.append(data)
         self._size += len(data)
-        self._watch()
+        self._watcher()
         self._maybe_pause()
 
     def _ready(self) -> None:
@@ -675,7 +675,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._popen: Popen | None = None
         self._pipes_open = len(self._pipes)
         self._closed = False
-        # They are ours now. The room may keep the child for longer than the loop lives.
+        # They are ours now. The backend may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = None
 
     def start(self) -> None:

@@ -1,8 +1,8 @@
-"""What the layer above and the rooms below agree on.
+"""What the layers above and the backends below agree on.
 
-A *room* (``posix.py``, ``windows.py``, ``pure.py``) is one way of spawning children and noticing
-their exits. It owns every handle it opens, for that handle's whole life, and knows
-nothing of transports, streams and processes.
+A *backend* (``native`` and ``pure``, in ``posix/`` and ``windows/``) is one way of spawning
+children and noticing their exits. It owns every handle it opens, for that handle's
+whole life, and knows nothing of transports, streams and processes.
 """
 
 from __future__ import annotations

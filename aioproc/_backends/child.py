@@ -1,4 +1,4 @@
-"""What a child is in every room."""
+"""What a child is in every backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a child's standard streams have in common in every room, whatever they are."""
+"""What a child's standard streams have in common in every backend, whatever they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .base import logger
-from .residents import Resident
+from .watcher import Watcher
 
 
 class _Closes(Protocol):
@@ -49,7 +49,7 @@ class BaseStdio(Generic[W, R]):
     Ours belong to the child once there is one and `finish` has been called; whatever is
     raised before that, `undo` takes back what has been done::
 
-        stdio = Stdio(resident)
+        stdio = Stdio(watcher)
         child = None
         try:
             stdio.open(...)
@@ -64,10 +64,10 @@ class BaseStdio(Generic[W, R]):
     with a child that nobody gets.
     """
 
-    __slots__ = ("_resident", "context", "stderr", "stdin", "stdout")
+    __slots__ = ("_watcher", "context", "stderr", "stdin", "stdout")
 
-    def __init__(self, resident: Resident[Any]) -> None:
-        self._resident = resident
+    def __init__(self, watcher: Watcher[Any]) -> None:
+        self._watcher = watcher
         #: The contextvars of whoever makes the child, in which all that it does is told.
         self.context = contextvars.copy_context()
         self.stdin: W | None = None
@@ -79,12 +79,12 @@ class BaseStdio(Generic[W, R]):
         raise NotImplementedError
 
     def undo(self, child: _Child | None) -> None:
-        """Closes everything and sees the child off; the loop's resident may have been
+        """Closes everything and sees the child off; the loop's watcher may have been
         opened for nothing."""
         self._undo()
         if child is not None:
             child.abandon()
-        self._resident.retire_when_idle()
+        self._watcher.retire_when_idle()
 
     def _undo(self) -> None:
         for end in (self.stdin, self.stdout, self.stderr):

@@ -1,4 +1,4 @@
-"""The environment that a child of the native room inherits: C's ``environ``.
+"""The environment that a child of the native backend inherits: C's ``environ``.
 
 ``os.environ`` is a copy of it, made when Python started: ``os.putenv``, ``os.unsetenv`` and
 C's ``setenv`` pass it by (python/cpython#113119). Other threads change ``environ``, if

@@ -1,4 +1,4 @@
-"""The native room on POSIX: children and their exits by the C port.
+"""The native backend on POSIX: children and their exits by the C port.
 
 spawn -> ap_port_spawn -> token
 loop sees the port readable -> _Port._drain -> ap_port_next
@@ -26,7 +26,7 @@ from ..base import (
     warn_unknown_exit,
 )
 from ..child import BaseChild
-from ..residents import REJOIN, Resident, Residents, by_loop
+from ..watcher import REJOIN, Watcher, Watchers, by_loop
 from .environment import inherited
 from .pipes import Stdio
 from .popen import popen, see_off
@@ -189,7 +189,7 @@ class NativeChild(BaseChild):
             self._spec = None
 
 
-class _Port(Resident[NativeChild]):
+class _Port(Watcher[NativeChild]):
     """The C port of one event loop; children by token."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -296,7 +296,7 @@ class _Port(Resident[NativeChild]):
                 child.tell()
 
 
-_ports = Residents(_Port)
+_ports = Watchers(_Port)
 
 #: Children whose port was closed, by token, as long as somebody holds them.
 _orphans: weakref.WeakValueDictionary[int, NativeChild] = weakref.WeakValueDictionary()

@@ -1,6 +1,6 @@
 """Pipes on POSIX: our ends by ``add_reader``/``add_writer``, theirs as plain numbers.
 
-Shared by the rooms that hand file descriptors to a child.
+Shared by the backends that hand file descriptors to a child.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
-from ..residents import Resident
+from ..watcher import Watcher
 from ..stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
@@ -231,8 +231,8 @@ def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     __slots__ = ("_made", "_to_close", "theirs")
 
-    def __init__(self, resident: Resident[Any]) -> None:
-        super().__init__(resident)
+    def __init__(self, watcher: Watcher[Any]) -> None:
+        super().__init__(watcher)
         #: What the child gets as 0, 1, 2; -1: what we have.
         self.theirs = [-1, -1, -1]
         #: All that has been opened; ours too, until they are their own.

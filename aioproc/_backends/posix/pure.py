@@ -1,4 +1,4 @@
-"""The pure room on POSIX: children by the standard library's Popen, exits by whatever the
+"""The pure backend on POSIX: children by the standard library's Popen, exits by whatever the
 system has: a pidfd (Linux), a kqueue (macOS, BSD), or one polling thread.
 """
 
@@ -24,7 +24,7 @@ from ..base import (
     warn_unknown_exit,
 )
 from ..child import BaseChild
-from ..residents import REJOIN, Resident, Residents, by_loop
+from ..watcher import REJOIN, Watcher, Watchers, by_loop
 from .pipes import Stdio
 from .popen import popen, see_off
 
@@ -71,9 +71,9 @@ def _exit_status_of(pidfd: int) -> int | None:
 
 
 class PureChild(BaseChild):
-    """base.Child over a pid that this room reaps."""
+    """base.Child over a pid that this backend reaps."""
 
-    __slots__ = ("_generation", "_lock", "_owed", "_peak", "_reaping", "_tries", "_watch", "pidfd")
+    __slots__ = ("_generation", "_lock", "_owed", "_peak", "_reaping", "_tries", "_watcher", "pidfd")
 
     def __init__(self, pid: int, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
@@ -81,7 +81,7 @@ class PureChild(BaseChild):
         self._generation = generation.number
         self._peak = _own_peak()
         self._tries = 0
-        self._watch: _Watch | None = None
+        self._watcher: ExitWatcher | None = None
         # A signal and the reaping exclude each other, so that a number that belongs to
         # another process by now is never hit. Reentrant, since the garbage collector may
         # end the transport of this very child in the midst of it.
@@ -106,11 +106,11 @@ class PureChild(BaseChild):
                 os.kill(self.pid, number)
 
     def poll(self) -> int | None:
-        watch = self._watch
-        if watch is not None and watch.loop_is_closed():
-            watch.close()
-            watch = None
-        if watch is None and self.returncode is None and self.reap():
+        watcher = self._watcher
+        if watcher is not None and watcher.loop_is_closed():
+            watcher.close()
+            watcher = None
+        if watcher is None and self.returncode is None and self.reap():
             self.close_pidfd()
         return self.returncode
 
@@ -122,7 +122,7 @@ class PureChild(BaseChild):
                 info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except (AttributeError, ChildProcessError):
                 # PyPy and macOS before 3.13 have no waitid; or another wait was first.
-                # The watch hears of the exit all the same.
+                # The watcher hears of the exit all the same.
                 self.reap()
                 return self.returncode
         if info is None:
@@ -130,8 +130,8 @@ class PureChild(BaseChild):
         return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
     def expect_exit(self) -> None:
-        if self._watch is not None:
-            self._watch.hurry()
+        if self._watcher is not None:
+            self._watcher.hurry()
 
     def abandon(self) -> None:
         self._leave()
@@ -141,8 +141,8 @@ class PureChild(BaseChild):
             self.send_signal(signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass  # gone, or running setuid
-        watch = self._watch
-        if watch is None or not watch.is_open:
+        watcher = self._watcher
+        if watcher is None or not watcher.is_open:
             orphans.add(self)
 
     def reap(self) -> bool:
@@ -210,7 +210,7 @@ class PureChild(BaseChild):
 
     def tell(self) -> None:
         """In the loop's thread, after the reaping."""
-        self._watch = None
+        self._watcher = None
         self.close_pidfd()
         super().tell()
 
@@ -265,7 +265,7 @@ class _Orphans:
 orphans = _Orphans()
 
 
-class _Watch(Resident[PureChild]):
+class ExitWatcher(Watcher[PureChild]):
     """Notices the exits of one loop's children. One subclass a mechanism.
 
     The key is the record, not the pid: when another wait has taken a child, its number
@@ -286,13 +286,13 @@ class _Watch(Resident[PureChild]):
     def add(self, child: PureChild) -> None:
         self.touch()
         self.children[id(child)] = child
-        child._watch = self
+        child._watcher = self
         try:
             self._start(child)
         except BaseException:
             self._stop(child, self._loop())  # Ctrl-C may have come in the midst of it
             del self.children[id(child)]
-            child._watch = None
+            child._watcher = None
             raise
 
     def _look(self, child: PureChild) -> None:
@@ -323,7 +323,7 @@ class _Watch(Resident[PureChild]):
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for child in self.children.values():
             self._stop(child, loop)
-            child._watch = None
+            child._watcher = None
             orphans.add(child)
 
     def _rejoin(self, loop: asyncio.AbstractEventLoop, child: PureChild) -> None:
@@ -331,7 +331,7 @@ class _Watch(Resident[PureChild]):
             child.tell()
             return
         try:
-            _watches.of(loop).add(child)
+            _watchers.of(loop).add(child)
         except (OSError, RuntimeError):  # EMFILE, no thread
             orphans.add(child)
             by_loop(loop.call_later, REJOIN, self._rejoin, loop, child)
@@ -342,7 +342,7 @@ class _Watch(Resident[PureChild]):
         super().forget()
 
 
-class _PidfdWatch(_Watch):
+class PidfdWatcher(ExitWatcher):
     def _start(self, child: PureChild) -> None:
         loop = self._loop()
         assert loop is not None
@@ -365,7 +365,7 @@ class _PidfdWatch(_Watch):
 _select: Any = select
 
 
-class _KqueueWatch(_Watch):
+class KqueueWatcher(ExitWatcher):
     """EVFILT_PROC/NOTE_EXIT in a kqueue of our own, which any loop can watch."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -407,7 +407,7 @@ class _KqueueWatch(_Watch):
         self._kqueue.close()
 
 
-_Wanted = tuple["weakref.ref[PureChild]", "weakref.ref[_ThreadWatch]"]
+_Wanted = tuple["weakref.ref[PureChild]", "weakref.ref[ThreadWatcher]"]
 
 
 class _Poller:
@@ -423,7 +423,7 @@ class _Poller:
         self._condition = threading.Condition()
         self._running = False
 
-    def add(self, child: PureChild, watch: _ThreadWatch) -> None:
+    def add(self, child: PureChild, watcher: ThreadWatcher) -> None:
         with self._condition:
             if not self._running:
                 # First, so that nobody waits in vain if there is no thread to be had.
@@ -431,7 +431,7 @@ class _Poller:
                 # Newer Pythons may hand the contextvars on.
                 contextvars.Context().run(thread.start)
                 self._running = True
-            self._wanted[id(child)] = weakref.ref(child), weakref.ref(watch)
+            self._wanted[id(child)] = weakref.ref(child), weakref.ref(watcher)
             self._condition.notify()
 
     def remove(self, child: PureChild) -> None:
@@ -448,16 +448,16 @@ class _Poller:
         """True if any has ended, or was dropped together with its loop. Holds nobody when
         it has returned."""
         found = False
-        for key, (child_ref, watch_ref) in wanted.items():
-            child, watch = child_ref(), watch_ref()
-            if child is not None and watch is not None and not child.reap():
+        for key, (child_ref, watcher_ref) in wanted.items():
+            child, watcher = child_ref(), watcher_ref()
+            if child is not None and watcher is not None and not child.reap():
                 continue
             found = True
             with self._condition:
-                if self._wanted.get(key) == (child_ref, watch_ref):
+                if self._wanted.get(key) == (child_ref, watcher_ref):
                     del self._wanted[key]
-            if child is not None and watch is not None:
-                watch.tell_from_thread(child)
+            if child is not None and watcher is not None:
+                watcher.tell_from_thread(child)
         return found
 
     def _run(self) -> None:
@@ -478,7 +478,7 @@ class _Poller:
                     pause = min(pause * 2, self.MAX_PAUSE)
 
 
-class _ThreadWatch(_Watch):
+class ThreadWatcher(ExitWatcher):
     held_by_timer = True
     poller = _Poller()
 
@@ -519,10 +519,10 @@ def _pidfd_works() -> bool:
     return True
 
 
-MECHANISMS: dict[str, type[_Watch]] = {
-    "pidfd": _PidfdWatch,
-    "kqueue": _KqueueWatch,
-    "thread": _ThreadWatch,
+MECHANISMS: dict[str, type[ExitWatcher]] = {
+    "pidfd": PidfdWatcher,
+    "kqueue": KqueueWatcher,
+    "thread": ThreadWatcher,
 }
 _mechanism = ""
 
@@ -540,17 +540,17 @@ def mechanism() -> str:
     return _mechanism
 
 
-def _make_watch(loop: asyncio.AbstractEventLoop) -> _Watch:
+def _make_watcher(loop: asyncio.AbstractEventLoop) -> ExitWatcher:
     return MECHANISMS[mechanism()](loop)
 
 
-_watches: Residents[_Watch] = Residents(_make_watch)
+_watchers: Watchers[ExitWatcher] = Watchers(_make_watcher)
 
 
 def _after_fork_in_child() -> None:
-    _watches.forget()
+    _watchers.forget()
     orphans.forget()
-    _ThreadWatch.poller = _Poller()
+    ThreadWatcher.poller = _Poller()
 
 
 if hasattr(os, "register_at_fork"):
@@ -571,14 +571,14 @@ class PureBackend(WithoutJobs):
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
         spec.check_open()
-        watch = _watches.of(loop)
-        stdio = Stdio(watch)
+        watcher = _watchers.of(loop)
+        stdio = Stdio(watcher)
         pid, child = 0, None
         try:
             stdio.open(spec, loop)
             pid = popen(spec, stdio.theirs)
             child = PureChild(pid, stdio)
-            watch.add(child)
+            watcher.add(child)
             stdio.finish()
             return child
         except BaseException:

@@ -1,4 +1,4 @@
-"""Job objects: part of the native room on Windows."""
+"""Job objects: part of the native backend on Windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The C layer as the parts of the native room on Windows see it."""
+"""The C layer as the parts of the native backend on Windows see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native room on Windows: children, pipes and exits by the C port.
+"""The native backend on Windows: children, pipes and exits by the C port.
 
 spawn -> ap_port_spawn -> token; a thread of the C layer calls CreateProcessW
 a thread a loop: ap_port_wait -> call_soon_threadsafe(_Port._drain) -> ap_port_next
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import ResourceUsage, logger
 from ..child import BaseChild
-from ..residents import REJOIN, Resident, Residents, by_loop, shut_down
+from ..watcher import REJOIN, Watcher, Watchers, by_loop, shut_down
 from .jobs import NativeJob
 from .lib import check, ffi, lib, windows_error
 from .pipes import End, Stdio
@@ -172,13 +172,13 @@ class NativeChild(BaseChild):
 # -- the port
 
 
-def _wait(port: Any, resident: weakref.ref[_Port], milliseconds: int) -> None:
+def _wait(port: Any, watcher: weakref.ref[_Port], milliseconds: int) -> None:
     """The thread of a port, which holds neither it nor its loop."""
     while True:
         what = lib.ap_port_wait(port, milliseconds)
         if what == lib.AP_CLOSED:
             return
-        owner = resident()
+        owner = watcher()
         if owner is None:
             continue  # it has just been closed
         if what < 0:
@@ -189,7 +189,7 @@ def _wait(port: Any, resident: weakref.ref[_Port], milliseconds: int) -> None:
         del owner
 
 
-class _Port(Resident[NativeChild]):
+class _Port(Watcher[NativeChild]):
     """The C port of one event loop; children by token, ends of pipes by key, jobs by id."""
 
     held_by_timer = True
@@ -383,7 +383,7 @@ class _Port(Resident[NativeChild]):
             child.tell()
 
 
-_ports = Residents(_Port)
+_ports = Watchers(_Port)
 
 
 #: Found now: a spawn imports nothing.

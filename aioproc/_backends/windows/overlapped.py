@@ -21,8 +21,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import residents
-from ..residents import Resident, by_loop
+from .. import watcher as watchers
+from ..watcher import Watcher, by_loop
 from ..stdio import BaseStdio, close_all
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Queue:
             _winapi.CloseHandle(iocp)
 
 
-class Port(Resident["WindowsChild"]):
+class Port(Watcher["WindowsChild"]):
     """The completion port of a loop: who is to be told of what is under way there."""
 
     held_by_timer = True
@@ -235,7 +235,7 @@ class Port(Resident["WindowsChild"]):
         # be joined to one port only. The thread notices when the loop is really closed.
         loop = self._loop()
         if loop is not None:
-            residents.shut_down(loop)
+            watchers.shut_down(loop)
         if self.is_open:
             if self.is_idle():
                 self.close()
@@ -578,8 +578,8 @@ def _has_standard(number: int) -> bool:
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
     __slots__ = ("_to_close", "theirs")
 
-    def __init__(self, resident: Resident[Any]) -> None:
-        super().__init__(resident)
+    def __init__(self, watcher: Watcher[Any]) -> None:
+        super().__init__(watcher)
         #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
         self.theirs: list[int | None] = [None, None, None]
         #: The descriptors that were made for it.

@@ -1,4 +1,4 @@
-"""Pipes of the native room on Windows: our ends, whose operations are the C layer's, and
+"""Pipes of the native backend on Windows: our ends, whose operations are the C layer's, and
 theirs as handles."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..residents import Resident
+from ..watcher import Watcher
 from ..stdio import BaseStdio, close_all
 from .lib import check, ffi, lib, windows_error
 
@@ -292,8 +292,8 @@ def _open_null() -> int:
 class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
     __slots__ = ("_made", "_to_close", "theirs")
 
-    def __init__(self, resident: Resident[Any]) -> None:
-        super().__init__(resident)
+    def __init__(self, watcher: Watcher[Any]) -> None:
+        super().__init__(watcher)
         #: The child's handles; 0: what we have. None: it gets nothing from us.
         self.theirs: list[int] | None = None
         #: Of these, those that were opened for it.

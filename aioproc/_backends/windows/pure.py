@@ -1,4 +1,4 @@
-"""The pure room on Windows: children by the standard library's Popen, pipes and exits by
+"""The pure backend on Windows: children by the standard library's Popen, pipes and exits by
 a completion port (overlapped.py)."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base import ResourceUsage, WithoutJobs
 from ..child import BaseChild
-from ..residents import Residents
+from ..watcher import Watchers
 from .overlapped import PipeReadEnd, PipeWriteEnd, Port, Stdio
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _usage(handle: int) -> ResourceUsage | None:
 
 
 class WindowsChild(BaseChild):
-    """base.Child over a process handle that this room owns."""
+    """base.Child over a process handle that this backend owns."""
 
     __slots__ = ("_ends", "_lock", "handle", "port", "wait_address", "wait_handle")
 
@@ -164,7 +164,7 @@ class _Orphans:
 
 orphans = _Orphans()
 
-_ports: Residents[Port] = Residents(Port)
+_ports: Watchers[Port] = Watchers(Port)
 
 
 def mechanism() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aioproc import _backends
-from aioproc._backends import residents
+from aioproc._backends import watcher as watchers
 from aside import WINDOWS, Aside, collect
 from conftest import FUSE, Loop, open_fds, run
 from conftest import settle as settle_now
@@ -34,7 +34,7 @@ async def test_a_spawn_that_failed_keeps_nothing_open(
     def no_more_descriptors(*args: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(residents, "LINGER", 0.0)
+    monkeypatch.setattr(watchers, "LINGER", 0.0)
     before = open_fds()
     with monkeypatch.context() as patch:
         patch.setattr(room.Stdio, "open", no_more_descriptors)

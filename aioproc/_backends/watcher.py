@@ -1,12 +1,12 @@
-"""What lives in an event loop and ends with it: one resident a loop, for each room.
+"""What watches the children of an event loop: one watcher a loop, for each backend.
 
-A resident (the native port, the pure room's watch) is opened by the first child of a
+A watcher (the native port, the pure backend's pidfds) is opened by the first child of a
 loop. It closes when it has had no child for a while, when its loop shuts down its
 asynchronous generators, when its loop is found closed by the next spawn of whatever
 loop, and when the garbage collector finds it. Children that are alive then are handed to
-the room as orphans.
+the backend as orphans.
 
-Who holds whom: the loop holds its resident, by a reader or a timer, and the resident's
+Who holds whom: the loop holds its watcher, by a reader or a timer, and the watcher's
 children lead back to the loop. Whatever is global here (the table, the threads) holds
 weak references only, so that a loop that was dropped without close() is collected, with
 all of this. (A weak-key dictionary whose values lead to their keys never lets go.)
@@ -23,7 +23,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-#: Seconds without children after which a resident closes. Not at once, since opening
+#: Seconds without children after which a watcher closes. Not at once, since opening
 #: one costs a good part of a spawn.
 LINGER = 1.0
 #: Seconds after which a loop that has shut its generators down, and still runs, gets
@@ -31,7 +31,7 @@ LINGER = 1.0
 REJOIN = 0.1
 
 C = TypeVar("C", bound="Watched")
-R = TypeVar("R", bound="Resident[Any]")
+R = TypeVar("R", bound="Watcher[Any]")
 T = TypeVar("T")
 
 
@@ -58,7 +58,7 @@ class Watched(Protocol):
     on_exit: Callable[[], None] | None
 
 
-class Resident(Generic[C]):
+class Watcher(Generic[C]):
     """Held by the loop alone: by a reader or, where there is none, by the timer."""
 
     is_open = False  # until __init__ has run
@@ -67,7 +67,7 @@ class Resident(Generic[C]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
-        #: What has to be told of an exit, by the room's own key.
+        #: What has to be told of an exit, by the backend's own key.
         self.children: dict[int, C] = {}
         self.is_open = True
         self._used = False
@@ -85,10 +85,10 @@ class Resident(Generic[C]):
         if self.is_open and not _is_finalizing():
             self.close()
 
-    # -- for the rooms to fill in
+    # -- for the backends to fill in
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Closes what the room has open and makes orphans of the children. `loop` is
+        """Closes what the backend has open and makes orphans of the children. `loop` is
         None when it is closed."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class Resident(Generic[C]):
         self.children.clear()
 
     def _watch_loop_end(self) -> None:
-        """Has the loop's shutdown_asyncgens() close the resident.
+        """Has the loop's shutdown_asyncgens() close the watcher.
 
         An asynchronous generator that waits to be finished is the one thing that every
         loop lets go of, before it closes, by public API.
@@ -138,7 +138,7 @@ class Resident(Generic[C]):
 
         loop = self._loop()
         if loop is None or loop in _shut_down:
-            # Then the resident closes when the loop is found closed.
+            # Then the watcher closes when the loop is found closed.
             return
 
         async def guard() -> AsyncGenerator[None, None]:
@@ -178,7 +178,7 @@ class Resident(Generic[C]):
             self._rejoin(loop, child)
 
     def _rejoin(self, loop: asyncio.AbstractEventLoop, child: C) -> None:
-        """Has the loop's resident, a new one, watch an orphan of this one; tells of the
+        """Has the loop's watcher, a new one, watch an orphan of this one; tells of the
         exit that was noticed meanwhile."""
         raise NotImplementedError
 
@@ -204,8 +204,8 @@ class Resident(Generic[C]):
             self.retire_when_idle()
 
 
-class Residents(Generic[R]):
-    """The residents of all loops."""
+class Watchers(Generic[R]):
+    """The watchers of all loops."""
 
     def __init__(self, make: Callable[[asyncio.AbstractEventLoop], R]) -> None:
         self._make = make
@@ -214,7 +214,7 @@ class Residents(Generic[R]):
         self._of = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         # Where a thread looks whether the loop has closed, it may be too late for that;
-        # and what a resident holds would not be finalized any more.
+        # and what a watcher holds would not be finalized any more.
         atexit.register(self.close_ended)
 
     def _all(self) -> list[tuple[asyncio.AbstractEventLoop, R | None]]:
@@ -224,32 +224,32 @@ class Residents(Generic[R]):
         """Closes those whose loop has closed."""
         with self._lock:
             found = self._all()
-        for _, resident in found:
-            if resident is not None and resident.loop_is_closed():
-                resident.close()
+        for _, watcher in found:
+            if watcher is not None and watcher.loop_is_closed():
+                watcher.close()
 
     def of(self, loop: asyncio.AbstractEventLoop) -> R:
         """The loop's own, opened if need be. To be called in the loop's thread."""
         found = self._of.get(loop)
-        resident = None if found is None else found()
-        if resident is not None and resident.is_open and len(self._of) == 1:
-            return resident
+        watcher = None if found is None else found()
+        if watcher is not None and watcher.is_open and len(self._of) == 1:
+            return watcher
         with self._lock:
-            for other, resident in self._all():
-                if resident is not None and resident.loop_is_closed():
-                    resident.close()
-                if resident is None or not resident.is_open:
+            for other, watcher in self._all():
+                if watcher is not None and watcher.loop_is_closed():
+                    watcher.close()
+                if watcher is None or not watcher.is_open:
                     self._of.pop(other, None)
             found = self._of.get(loop)
-            resident = None if found is None else found()
-            if resident is None:
-                resident = self._make(loop)
-                self._of[loop] = weakref.ref(resident)
-            return resident
+            watcher = None if found is None else found()
+            if watcher is None:
+                watcher = self._make(loop)
+                self._of[loop] = weakref.ref(watcher)
+            return watcher
 
     def forget(self) -> None:
         self._lock = threading.Lock()
-        for _, resident in self._all():
-            if resident is not None:
-                resident.forget()
+        for _, watcher in self._all():
+            if watcher is not None:
+                watcher.forget()
         self._of = weakref.WeakKeyDictionary()
