@@ -37,8 +37,8 @@ from aside import children, collect, open_fds, run, settle
 from programs import *
 import aioproc
 if {subject!r} == "thread":
-    from aioproc._backends import pure_posix as pure
-    pure._mechanism = "thread"
+    from aioproc._backends.posix import watchers
+    watchers._mechanism = "thread"
 if {subject!r} == "oracle":
     aioproc = asyncio.subprocess
 subject = {subject!r}

@@ -179,8 +179,7 @@ def lint() -> None:
 
 def types() -> None:
     run(sys.executable, "-m", "mypy")
-    rooms = ROOT / "aioproc" / "_backends"
-    windows = [rooms / "overlapped.py", *sorted(rooms.glob("*windows*.py"))]
+    windows = sorted((ROOT / "aioproc" / "_backends" / "windows").glob("*.py"))
     words = ["--platform", "win32", "--follow-imports", "silent"]
     run(sys.executable, "-m", "mypy", *words, *windows)
 

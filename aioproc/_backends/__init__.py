@@ -6,11 +6,15 @@ import os
 import sys
 from typing import Any
 
-from . import pure
-from .base import Backend
+from .base import Attempt, Backend
 
 # With aioproc, and not at the first spawn: a thread that forks meanwhile would leave the
 # lock of the module locked for good in the forked process.
+if sys.platform == "win32":
+    from .windows import pure
+else:
+    from .posix import pure
+
 _native: Any = None
 _native_missing = ""
 try:
@@ -26,58 +30,24 @@ BACKENDS = ("native", "pure")
 _current: Backend | None = None
 
 
-class _Attempt:
-    """One backend or strategy that was thought of, and why not it."""
-
-    __slots__ = ("name", "why_not")
-
-    def __init__(self, name: str, why_not: str | None) -> None:
-        self.name = name
-        self.why_not = why_not
-
-
-def _choose_native(attempts: list[_Attempt]) -> Backend | None:
-    if _native is None:
-        attempts.append(_Attempt("native", _native_missing))
-        return None
-    if sys.platform == "win32":
-        why_not = _native.probe()
-        attempts.append(_Attempt("native", why_not))
-        if why_not is not None:
-            return None
-        windows: Backend = _native.WindowsBackend()
-        return windows
-    forced = os.environ.get("AIOPROC_STRATEGY", "")
-    if forced and forced not in _native.STRATEGIES:
-        raise RuntimeError(
-            f"AIOPROC_STRATEGY is {forced!r}; it can be {', '.join(_native.STRATEGIES)}"
-        )
-    # What is forced is used, whoever looks on.
-    candidates: dict[str, str | None] = {forced: None} if forced else _native.candidates()
-    for strategy, why_not in candidates.items():
-        why_not = why_not or _native.probe(strategy)
-        attempts.append(_Attempt(f"native, {strategy}", why_not))
-        if why_not is None:
-            posix: Backend = _native.PosixBackend(strategy, adapts=not forced)
-            return posix
-    return None
-
-
-def _choose(name: str) -> tuple[Backend, list[_Attempt]]:
+def _choose(name: str) -> tuple[Backend, list[Attempt]]:
     """AIOPROC_BACKEND's rule: "native" fails loudly, "" takes what works."""
     if name and name not in BACKENDS:
         raise RuntimeError(f"AIOPROC_BACKEND is {name!r}; it can be {' or '.join(BACKENDS)}")
-    attempts: list[_Attempt] = []
+    attempts: list[Attempt] = []
     if name == "pure":
-        attempts.append(_Attempt("native", "AIOPROC_BACKEND=pure"))
+        attempts.append(Attempt("native", "AIOPROC_BACKEND=pure"))
     else:
-        native = _choose_native(attempts)
-        if native is not None:
-            return native, attempts
+        if _native is None:
+            attempts.append(Attempt("native", _native_missing))
+        else:
+            native: Backend | None = _native.choose(attempts)
+            if native is not None:
+                return native, attempts
         if name == "native":
             reasons = "; ".join(f"{attempt.name}: {attempt.why_not}" for attempt in attempts)
             raise RuntimeError(f"AIOPROC_BACKEND=native, but {reasons}")
-    attempts.append(_Attempt("pure", None))
+    attempts.append(Attempt("pure", None))
     return pure.PureBackend(), attempts
 
 
@@ -109,7 +79,7 @@ def report() -> dict[str, Any]:
         "not_used": {a.name: a.why_not for a in attempts if a.why_not is not None},
         "features": {},
     }
-    if _native is not None and sys.platform != "win32":
+    if _native is not None:
         result["features"] = _native.features()
     result["features"]["pure_exit_watch"] = pure.mechanism()
     return result

@@ -196,6 +196,13 @@ class WithoutJobs:
         raise NotImplementedError("job objects need Windows and the native backend")
 
 
+class Attempt(NamedTuple):
+    """One backend or strategy that was thought of, and why not it."""
+
+    name: str
+    why_not: str | None
+
+
 #: What a spawn was doing when it failed.
 STEP_SETUP, STEP_CHDIR, STEP_EXEC = 1, 2, 3
 

@@ -19,6 +19,7 @@ from ... import _native
 from ..base import (
     NOT_NOW,
     UNKNOWN_EXIT,
+    Attempt,
     ResourceUsage,
     WithoutJobs,
     generation,
@@ -79,6 +80,23 @@ def candidates() -> dict[str, str | None]:
     onlooker = _onlooker() if "clone" in STRATEGIES else None
     names = [name for name in STRATEGIES if name != "copy" or onlooker is not None]
     return {name: onlooker if name == "clone" else None for name in names}
+
+
+def choose(attempts: list[Attempt]) -> PosixBackend | None:
+    """The native backend with the best strategy that works here; what was tried is noted.
+
+    OSError: as probe. RuntimeError: AIOPROC_STRATEGY asks for what there is not.
+    """
+    forced = os.environ.get("AIOPROC_STRATEGY", "")
+    if forced and forced not in STRATEGIES:
+        raise RuntimeError(f"AIOPROC_STRATEGY is {forced!r}; it can be {', '.join(STRATEGIES)}")
+    # What is forced is used, whoever looks on.
+    for strategy, why_not in ({forced: None} if forced else candidates()).items():
+        why_not = why_not or probe(strategy)
+        attempts.append(Attempt(f"native, {strategy}", why_not))
+        if why_not is None:
+            return PosixBackend(strategy, adapts=not forced)
+    return None
 
 
 def probe(strategy: str) -> str | None:

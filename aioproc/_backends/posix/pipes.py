@@ -17,8 +17,8 @@ from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
-from ..watcher import Watcher
 from ..stdio import BaseStdio, close_all
+from ..watcher import Watcher
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec

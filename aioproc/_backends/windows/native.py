@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..base import ResourceUsage, logger
+from ..base import Attempt, ResourceUsage, logger
 from ..child import BaseChild
 from ..watcher import REJOIN, Watcher, Watchers, by_loop, shut_down
 from .jobs import NativeJob
@@ -44,6 +44,18 @@ ERROR_INVALID_PARAMETER = 87
 #: Windows' own for base.NOT_NOW: ERROR_TOO_MANY_OPEN_FILES, ERROR_NOT_ENOUGH_MEMORY,
 #: ERROR_OUTOFMEMORY, ERROR_NO_SYSTEM_RESOURCES, ERROR_COMMITMENT_LIMIT.
 NOT_NOW = (4, 8, 14, 1450, 1455)
+
+
+def choose(attempts: list[Attempt]) -> WindowsBackend | None:
+    """The native backend, if it works here; what was tried is noted. OSError: as probe."""
+    why_not = probe()
+    attempts.append(Attempt("native", why_not))
+    return WindowsBackend() if why_not is None else None
+
+
+def features() -> dict[str, bool]:
+    """Of what this system may or may not have, for reports: nothing matters here."""
+    return {}
 
 
 def probe() -> str | None:

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import watcher as watchers
-from ..watcher import Watcher, by_loop
 from ..stdio import BaseStdio, close_all
+from ..watcher import Watcher, by_loop
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..watcher import Watcher
 from ..stdio import BaseStdio, close_all
+from ..watcher import Watcher
 from .lib import check, ffi, lib, windows_error
 
 if TYPE_CHECKING:

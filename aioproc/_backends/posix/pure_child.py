@@ -1,0 +1,254 @@
+"""A child of the pure backend on POSIX: signals and reaping by its number, or by a pidfd
+where there is one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from ..base import UNKNOWN_EXIT, ResourceUsage, generation, warn_unknown_exit
+from ..child import BaseChild
+from .pipes import Stdio
+
+if TYPE_CHECKING:
+    from .watchers import ExitWatcher
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Emscripten, WASI: nothing will be spawned
+    fcntl = resource = None  # type: ignore[assignment]
+
+
+def _own_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _exit_status_of(pidfd: int) -> int | None:
+    """The status of a child that somebody else has reaped (Linux 6.15).
+
+    PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h; the exit code is
+    the last of the first 64 bytes. BlockingIOError while it is about to appear.
+    """
+    if fcntl is None:
+        return None
+    info = bytearray(64)
+    info[0] = 1 << 3
+    try:
+        fcntl.ioctl(pidfd, 0xC040FF0B, info)
+    except ProcessLookupError:
+        # The process went between the question for the status and that for the process.
+        raise BlockingIOError from None
+    except OSError:
+        return None
+    if not info[0] & 1 << 3:
+        raise BlockingIOError
+    return int.from_bytes(info[60:64], sys.byteorder)
+
+
+class PureChild(BaseChild):
+    """base.Child over a pid that this backend reaps."""
+
+    __slots__ = (
+        "_generation",
+        "_lock",
+        "_owed",
+        "_peak",
+        "_reaping",
+        "_tries",
+        "_watcher",
+        "pidfd",
+    )
+
+    def __init__(self, pid: int, stdio: Stdio) -> None:
+        super().__init__(pid, stdio)
+        self.pidfd = -1
+        self._generation = generation.number
+        self._peak = _own_peak()
+        self._tries = 0
+        self._watcher: ExitWatcher | None = None
+        # A signal and the reaping exclude each other, so that a number that belongs to
+        # another process by now is never hit. Reentrant, since the garbage collector may
+        # end the transport of this very child in the midst of it.
+        self._lock = threading.RLock()
+        self._reaping = False
+        #: Signals that came in the midst of that.
+        self._owed: list[int] = []
+
+    def send_signal(self, number: int) -> None:
+        # Before the lock, which in a forked process may be held by nobody who lives.
+        if self._generation != generation.number:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        with self._lock:
+            if self.returncode is not None:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            if self._reaping:
+                # By the garbage collector, in the midst of a wait that may be taking it.
+                self._owed.append(number)
+            elif self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        watcher = self._watcher
+        if watcher is not None and watcher.loop_is_closed():
+            watcher.close()
+            watcher = None
+        if watcher is None and self.returncode is None and self.reap():
+            self.close_pidfd()
+        return self.returncode
+
+    def peek(self) -> int | None:
+        with self._lock:
+            if self.returncode is not None or self._generation != generation.number:
+                return self.returncode
+            try:
+                info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except (AttributeError, ChildProcessError):
+                # PyPy and macOS before 3.13 have no waitid; or another wait was first.
+                # The watcher hears of the exit all the same.
+                self.reap()
+                return self.returncode
+        if info is None:
+            return None
+        return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+    def expect_exit(self) -> None:
+        if self._watcher is not None:
+            self._watcher.hurry()
+
+    def abandon(self) -> None:
+        self._leave()
+        if self._generation != generation.number:
+            return
+        try:
+            self.send_signal(signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or running setuid
+        watcher = self._watcher
+        if watcher is None or not watcher.is_open:
+            orphans.add(self)
+
+    def reap(self) -> bool:
+        """True when it has ended, now or before. Any thread."""
+        if self._generation != generation.number:
+            return False
+        with self._lock:
+            if self.returncode is not None:
+                return True
+            if self._reaping:
+                return False
+            self._reaping = True
+            try:
+                return self._wait()
+            finally:
+                self._reaping = False
+                self._send_owed()
+
+    def _send_owed(self) -> None:
+        while self._owed and self.returncode is None:
+            try:
+                self.send_signal(self._owed.pop(0))
+            except OSError:
+                pass  # gone, or running setuid: nobody is there any more to be told
+
+    def _wait(self) -> bool:
+        try:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return self._lost()
+        except ImportError:
+            return False  # wait4 wants a module, and the interpreter is ending
+        if pid == 0:
+            return False
+        self.rusage = ResourceUsage(
+            usage.ru_utime,
+            usage.ru_stime,
+            # exec carries the parent's peak over (see ResourceUsage.ru_maxrss).
+            usage.ru_maxrss if usage.ru_maxrss > self._peak else None,
+            usage.ru_minflt,
+            usage.ru_majflt,
+            usage.ru_inblock,
+            usage.ru_oublock,
+            usage.ru_nvcsw,
+            usage.ru_nivcsw,
+        )
+        self.returncode = os.waitstatus_to_exitcode(status)
+        return True
+
+    def _lost(self) -> bool:
+        status = None
+        if self.pidfd >= 0:
+            try:
+                status = _exit_status_of(self.pidfd)
+            except BlockingIOError:
+                self._tries += 1
+                if self._tries < 20:
+                    return False
+        if status is None:
+            self.returncode = UNKNOWN_EXIT
+            warn_unknown_exit(self.pid)
+        else:
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return True
+
+    def tell(self) -> None:
+        """In the loop's thread, after the reaping."""
+        self._watcher = None
+        self.close_pidfd()
+        super().tell()
+
+    def close_pidfd(self) -> None:
+        with self._lock:
+            pidfd, self.pidfd = self.pidfd, -1
+        if pidfd >= 0:
+            os.close(pidfd)
+
+    def forget(self) -> None:
+        """In a forked process: it is the parent's."""
+        self._lock = threading.RLock()  # another thread may have held it at the fork
+        self.close_pidfd()
+
+
+class _Orphans:
+    """Children that no loop watches any more; looked at by every spawn."""
+
+    def __init__(self) -> None:
+        self._children: dict[PureChild, None] = {}
+        # Reentrant: the garbage collector may end a spawn in the midst of it.
+        self._lock = threading.RLock()
+
+    def add(self, child: PureChild) -> None:
+        with self._lock:
+            self._children[child] = None
+
+    def reap(self) -> None:
+        if not self._children:
+            return
+        with self._lock:
+            for child in list(self._children):
+                if child.reap():
+                    child.close_pidfd()
+                    self._children.pop(child, None)
+
+    def remove(self, child: PureChild) -> bool:
+        """False when it has ended meanwhile."""
+        with self._lock:
+            if child not in self._children:
+                return False
+            del self._children[child]
+            return True
+
+    def forget(self) -> None:
+        self._lock = threading.RLock()
+        for child in self._children:
+            child.forget()
+        self._children = {}
+
+
+orphans = _Orphans()
