@@ -27,8 +27,9 @@ from ._api import (
     subprocess_shell,
 )
 from ._asyncio.process import Process
-from ._asyncio.streams import StreamReader, StreamWriter
+from ._asyncio.streams import StreamReader
 from ._asyncio.transport import SubprocessTransport
+from ._asyncio.writer import StreamWriter
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
 from ._info import backend_info
 from ._install import install, installed, is_installed, uninstall

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from . import _backends
+from ._asyncio.pipes import logger
 from ._asyncio.process import Process, StreamProtocol
-from ._asyncio.transport import SubprocessTransport, logger
+from ._asyncio.transport import SubprocessTransport
 from ._backends.base import Child
 from ._notes import add_note
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aioproc as package
-from aioproc._asyncio import streams as _streams
+from aioproc._asyncio import buffer as _buffer
 from aioproc._asyncio.streams import PAUSE_AT
 from helpers import not_on_proactor
 from programs import CAT, SLEEP, TRUE, posix_only, python, sh
@@ -126,8 +126,8 @@ def some_operation(randoms: random.Random) -> tuple[str, tuple[Any, ...]]:
 def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a reader does with long pieces must be right with short ones."""
     if request.param is not None:
-        monkeypatch.setattr(_streams, "PORTION", request.param)
-        monkeypatch.setattr(_streams, "RECLAIM", 2 * request.param)
+        monkeypatch.setattr(_buffer, "PORTION", request.param)
+        monkeypatch.setattr(_buffer, "RECLAIM", 2 * request.param)
 
 
 @pytest.mark.usefixtures("portion")

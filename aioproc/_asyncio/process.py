@@ -9,8 +9,10 @@ from typing import Any
 
 from .._backends.base import ResourceUsage
 from .._notes import add_note
-from .streams import Flow, StreamReader, StreamWriter
-from .transport import SubprocessTransport, WritePipeTransport, check_loop, logger
+from .pipes import WritePipeTransport, logger
+from .streams import StreamReader
+from .transport import SubprocessTransport, check_loop
+from .writer import Flow, StreamWriter
 
 #: Seconds between SIGTERM and SIGKILL when `async with` is left.
 GRACE = 5.0
