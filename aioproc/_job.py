@@ -11,7 +11,10 @@ from typing import Any
 
 from . import _backends
 from ._asyncio.process import to_the_end
-from ._spec.spec import own_startupinfo
+from ._backends.system import WINDOWS
+
+if WINDOWS:
+    from ._spec.windows import own_startupinfo
 
 #: Seconds after which wait() looks for itself. Windows does not promise to deliver what
 #: it tells of a job ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure").

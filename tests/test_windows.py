@@ -129,13 +129,14 @@ async def test_creationflags(api: Any) -> None:
 
 async def test_no_window_without_a_console(aioproc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from aioproc._spec import spec as _spec
+    from aioproc._spec import windows as _windows
 
     def flags(**options: int) -> int:
         return _spec.SpawnSpec.build(TRUE, **options).creationflags  # type: ignore[arg-type]
 
     assert system.has_console()
     assert flags() == 0
-    monkeypatch.setattr(_spec, "has_console", lambda: False)
+    monkeypatch.setattr(_windows, "has_console", lambda: False)
     assert flags() == subprocess.CREATE_NO_WINDOW  # type: ignore[attr-defined]
     own = subprocess.CREATE_NEW_CONSOLE  # type: ignore[attr-defined]
     assert flags(creationflags=own) == own

@@ -1,0 +1,93 @@
+"""What is judged on POSIX alone: ids, descriptors, and strings as the kernel takes them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .environment import Environment, own_prefixes
+
+if TYPE_CHECKING:
+    from .spec import SpawnSpec, StrOrBytesPath
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows, Emscripten
+    pass
+
+#: One less than what uid_t can hold: that one, -1, means "no change" to setreuid() and its
+#: kin, so that the child would keep what it shall give up.
+_MAX_ID = 2**32 - 2
+_MAX_FD = 2**31 - 1
+
+
+def _database_id(value: str | int, what: str) -> int:
+    """A user's or group's number, from its name where that is given."""
+    if isinstance(value, str):
+        value = pwd.getpwnam(value).pw_uid if what == "User" else grp.getgrnam(value).gr_gid
+    if not isinstance(value, int):
+        raise TypeError(f"{what} must be a string or an integer, not {type(value)}")
+    if value < 0:
+        raise ValueError(f"{what} ID cannot be negative, got {value}")
+    if value > _MAX_ID:
+        raise OverflowError(f"{what} ID is greater than maximum, got {value}")
+    return value
+
+
+def judge_descriptors(spec: SpawnSpec, close_fds: bool, pass_fds: Iterable[int]) -> None:
+    spec.pass_fds = sorted(set(map(int, pass_fds))) if pass_fds else []
+    if spec.pass_fds and (spec.pass_fds[0] < 0 or spec.pass_fds[-1] > _MAX_FD):
+        raise ValueError("bad value(s) in fds_to_keep")
+    if spec.pass_fds and not close_fds:
+        warnings.warn("pass_fds overriding close_fds.", RuntimeWarning, stacklevel=4)
+        close_fds = True
+    spec.close_fds = bool(close_fds)
+
+
+def judge_ids(
+    spec: SpawnSpec,
+    user: str | int | None,
+    group: str | int | None,
+    extra_groups: Iterable[str | int] | None,
+) -> None:
+    spec.user = None if user is None else _database_id(user, "User")
+    spec.group = None if group is None else _database_id(group, "Group")
+    spec.extra_groups = None
+    if extra_groups is not None:
+        if isinstance(extra_groups, str):
+            raise ValueError("Groups must be a list, not a string")
+        try:
+            spec.extra_groups = [_database_id(item, "Group") for item in extra_groups]
+        except OverflowError as error:
+            # Of this list Popen says so, of `user` and `group` it lets it through.
+            raise ValueError(str(error)) from None
+        if len(spec.extra_groups) > 65536:  # NGROUPS_MAX on Linux
+            raise ValueError("too many extra_groups")
+
+
+def judge_strings(
+    spec: SpawnSpec,
+    args: list[Any],
+    executable: StrOrBytesPath | None,
+    cwd: StrOrBytesPath | None,
+    env: Mapping[Any, Any] | None,
+) -> None:
+    encode = os.fsencode
+    spec.args = args
+    spec.argv = [encode(arg) for arg in args]
+    spec.executable = args[0] if executable is None else executable
+    spec.cwd = cwd
+    spec.encoded_cwd = None if cwd is None else encode(cwd)
+    spec.env = env
+    environment = spec.environment = None if env is None else Environment(env)
+    program = encode(spec.executable)
+    if b"\0" in b"".join([program, spec.encoded_cwd or b"", *spec.argv]):
+        raise ValueError("embedded null byte")
+    if b"/" in program:
+        spec.programs = [program]
+    else:
+        prefixes = own_prefixes() if environment is None else environment.prefixes()
+        spec.programs = [prefix + program for prefix in prefixes]
