@@ -37,7 +37,7 @@ from aside import children, collect, open_fds, run, settle
 from programs import *
 import aioproc
 if {subject!r} == "thread":
-    from aioproc._backends.posix import watchers
+    from aioproc._backends.posix import pure, watchers
     watchers._mechanism = "thread"
 if {subject!r} == "oracle":
     aioproc = asyncio.subprocess

@@ -569,7 +569,7 @@ def test_a_child_that_may_not_be_signalled(aside: Aside) -> None:
 
 
 RUN = """
-from aioproc import __main__
+from aioproc._cli import run as _run
 from aioproc._asyncio import process as _process
 _process.GRACE = 0.05
 reader, writer = os.pipe()
@@ -577,7 +577,7 @@ os.dup2(reader, 0)
 os.close(reader)
 
 async def main():
-    task = asyncio.ensure_future(__main__._run(["cat"], 0.05, True))
+    task = asyncio.ensure_future(_run.run(["cat"], 0.05, True))
     assert await settle(children)
     os.setresuid(65534, 65534, 65534)
     print(await task)

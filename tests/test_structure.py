@@ -16,11 +16,20 @@ from aside import Aside
 
 PACKAGE = Path(aioproc.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BACKENDS = [file for file in FILES if file.parent.name == "_backends"]
-#: The files of rooms that import the C layer.
-NATIVE = {"posix.py", "posix_environment.py", "windows_native.py"}
-#: The one room that touches asyncio's own names.
+BACKENDS = [file for file in FILES if file.is_relative_to(PACKAGE / "_backends")]
+#: The backends' files that import the C layer.
+NATIVE = {
+    "_backends/posix/environment.py",
+    "_backends/posix/native.py",
+    "_backends/windows/lib.py",
+}
+#: The one file that touches asyncio's own names.
 INSTALL = "_install.py"
+
+
+def path(file: Path) -> str:
+    """From the package on, with slashes."""
+    return file.relative_to(PACKAGE).as_posix()
 
 
 def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
@@ -44,7 +53,7 @@ def nodes(file: Path) -> list[ast.AST]:
 
 
 def own_imports(file: Path) -> set[str]:
-    """Of our own modules, as paths from the package: "_backends/posix", "_spec"."""
+    """Of our own modules, as paths from the package: "_backends/base", "_api"."""
     found = set()
     for node in nodes(file):
         if isinstance(node, ast.Import):
@@ -65,54 +74,111 @@ def own_imports(file: Path) -> set[str]:
             target = base.joinpath(*(node.module or "").split("."))
             for alias in node.names:
                 inner = target / alias.name
-                whole = inner.with_suffix(".py").exists() or alias.name == "_native"
+                whole = inner.is_dir() or inner.with_suffix(".py").exists()
+                whole = whole or alias.name == "_native"
                 found.add((inner if whole else target).relative_to(PACKAGE).as_posix())
     return found
 
 
 def test_the_files_are_seen() -> None:
-    assert {"_api.py", "_spec.py", "_process.py"} <= {file.name for file in FILES}
-    assert {"base.py", "posix.py", "pure.py"} <= {file.name for file in BACKENDS}
-    assert own_imports(PACKAGE / "_backends" / "posix.py") >= {"_native", "_backends/base"}
-    assert "_spec" in own_imports(PACKAGE / "_api.py")
+    assert {"_api.py", "_spec/spec.py", "_asyncio/process.py"} <= set(map(path, FILES))
+    seen = set(map(path, BACKENDS))
+    assert {"_backends/base.py", "_backends/posix/native.py", "_backends/windows/pure.py"} <= seen
+    assert not NATIVE - seen
+    imports = own_imports(PACKAGE / "_backends" / "posix" / "native.py")
+    assert imports >= {"_native", "_backends/base", "_backends/posix/pipes"}
+    assert "_spec/spec" in own_imports(PACKAGE / "_api.py")
 
 
-@pytest.mark.parametrize("file", BACKENDS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", BACKENDS, ids=path)
 def test_backends_do_not_import_upward(file: Path) -> None:
     upward = {name for name in own_imports(file) if not name.startswith("_backends")}
-    assert upward <= ({"_native"} if file.name in NATIVE else set())
+    assert upward <= ({"_native"} if path(file) in NATIVE else set())
 
 
-def test_rooms_do_not_import_each_other() -> None:
-    """A room has parts, each with the room's name before its own."""
-    rooms = {"posix", "pure", "windows"}
+def test_systems_do_not_import_each_other() -> None:
     for file in BACKENDS:
-        room = file.stem.partition("_")[0]
-        if room in rooms:
-            imported = {name.rpartition("/")[2].partition("_")[0] for name in own_imports(file)}
-            assert not imported & (rooms - {room}), file.name
+        for system, other in (("posix", "windows"), ("windows", "posix")):
+            if path(file).startswith(f"_backends/{system}/"):
+                assert not any(other in name for name in own_imports(file)), path(file)
 
 
-def test_native_is_imported_by_its_rooms_only() -> None:
-    importers = {file.name for file in FILES if "_native" in own_imports(file)}
-    assert importers == NATIVE
+def everything_imported(file: Path) -> set[str]:
+    """By a file of ours, by what it imports, and so on."""
+    found: set[str] = set()
+    left = [path(file).removesuffix(".py")]
+    while left:
+        for name in own_imports(PACKAGE / f"{left.pop()}.py"):
+            if name not in found and (PACKAGE / f"{name}.py").exists():
+                found.add(name)
+                left.append(name)
+    return found
 
 
-def test_layers() -> None:
-    """Who may import whom, from the bottom up."""
-    assert own_imports(PACKAGE / "_command_line.py") == set()
-    assert own_imports(PACKAGE / "_notes.py") == set()
-    assert own_imports(PACKAGE / "_spec.py") <= {"_backends/system", "_command_line", "_notes"}
-    assert own_imports(PACKAGE / "_extra.py") <= {"_backends/base"}
-    assert own_imports(PACKAGE / "_transport.py") <= {"_backends/base", "_extra", "_spec"}
-    assert own_imports(PACKAGE / "_streams.py") <= {"_transport"}
-    below = {"_backends/base", "_notes", "_streams", "_transport"}
-    assert own_imports(PACKAGE / "_process.py") <= below
-    assert own_imports(PACKAGE / "_job.py") <= {".", "_process", "_spec"}  # the package _backends
-    assert not any(name.startswith("_backends/p") for name in own_imports(PACKAGE / "_api.py"))
+def test_backends_do_not_import_each_other() -> None:
+    """Native ones stand without pure ones, and pure ones without the C layer. Whatever they
+    share belongs to neither."""
+    for system in ("posix", "windows"):
+        folder = PACKAGE / "_backends" / system
+        native = everything_imported(folder / "native.py")
+        pure = everything_imported(folder / "pure.py")
+        assert not any("/pure" in name for name in native), native
+        assert not any(f"{name}.py" in NATIVE for name in pure), pure
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_choice_is_above_the_backends() -> None:
+    """Nothing below the choice knows of it, and what is common knows of no system."""
+    for file in BACKENDS:
+        imported = own_imports(file)
+        assert "_backends" not in imported, path(file)
+        if file.parent == PACKAGE / "_backends" and file.name != "__init__.py":
+            assert not any(name.count("/") > 1 for name in imported), path(file)
+
+
+def test_native_is_imported_by_its_backends_only() -> None:
+    assert {path(file) for file in FILES if "_native" in own_imports(file)} == NATIVE
+
+
+#: Who may import whom among the folders, from the bottom up. Files of the top count as
+#: folders of their own.
+LAYERS = {
+    "_notes": set(),
+    "_backends": {"_native"},
+    "_spec": {"_backends", "_notes"},
+    "_asyncio": {"_backends", "_notes", "_spec"},
+    "_job": {"_asyncio", "_backends", "_spec"},
+    "_api": {"_asyncio", "_backends", "_notes", "_spec"},
+    "_install": {"_api", "_asyncio"},
+    "_info": {".", "_backends"},
+    "_cli": {".", "_install"},
+    "__main__": {"_cli"},
+    "__init__": {"_api", "_asyncio", "_backends", "_info", "_install", "_job"},
+}
+
+
+@pytest.mark.parametrize("file", FILES, ids=path)
+def test_layers(file: Path) -> None:
+    def layer(name: str) -> str:
+        return name.partition("/")[0]
+
+    own = layer(path(file).removesuffix(".py"))
+    assert {layer(name) for name in own_imports(file)} <= LAYERS[own] | {own}
+
+
+def test_what_stands_on_a_child() -> None:
+    """The way up from a child to the user's Process, without a way back."""
+    way = ["extra", "sink", "pipes", "transport", "buffer", "streams", "writer", "process"]
+    for i, name in enumerate(way):
+        imported = own_imports(PACKAGE / "_asyncio" / f"{name}.py")
+        above = {f"_asyncio/{other}" for other in way[i:]}
+        assert not imported & above, name
+    # Of the backends' world it knows the contract alone.
+    for name in way:
+        imported = own_imports(PACKAGE / "_asyncio" / f"{name}.py")
+        assert {one for one in imported if one.startswith("_backends")} <= {"_backends/base"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=path)
 def test_the_platform_is_the_backends_affair(file: Path) -> None:
     if file in BACKENDS:
         return
@@ -122,10 +188,10 @@ def test_the_platform_is_the_backends_affair(file: Path) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     } & {"sys.platform", "os.name", "platform.system"}
     # python -m aioproc reports it.
-    assert not asked or file.name == "__main__.py"
+    assert not asked or path(file) == "_cli/run.py"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=path)
 def test_only_public_api_of_asyncio(file: Path) -> None:
     if file.name == INSTALL:
         return
@@ -152,7 +218,7 @@ def test_only_public_api_of_asyncio(file: Path) -> None:
                 assert parts[1:2] not in (["base_events"], ["unix_events"], ["events"]), module
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=path)
 def test_no_watcher_no_policy_no_handler(file: Path) -> None:
     names = {node.attr for node in nodes(file) if isinstance(node, ast.Attribute)}
     forbidden = {
@@ -163,7 +229,7 @@ def test_no_watcher_no_policy_no_handler(file: Path) -> None:
         "get_event_loop",
         "set_wakeup_fd",
     }
-    if file.name != "__main__.py":  # a program of its own
+    if path(file) != "_cli/run.py":  # a program of its own
         forbidden.add("add_signal_handler")
     assert not names & forbidden
     calls = {ast.unparse(node.func) for node in nodes(file) if isinstance(node, ast.Call)}
@@ -187,7 +253,7 @@ def test_every_public_name_says_what_it_is() -> None:
     assert set(aioproc.__all__) <= set(dir(aioproc))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", FILES, ids=path)
 def test_every_module_says_what_it_is(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
 

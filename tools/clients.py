@@ -159,7 +159,7 @@ def launch(mode: str, loop: str, program: list[str]) -> None:
         return
 
     from aioproc import _api
-    from aioproc.__main__ import main
+    from aioproc._cli.main import main
 
     if mode == PURE:
         _excuse_popen()
