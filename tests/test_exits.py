@@ -349,7 +349,7 @@ def test_one_polling_thread_for_any_number() -> None:
 # The first look is followed by a pause of an hour, which only something like the end of a
 # pipe can cut short.
 PROMPT = """
-poller = pure.ThreadWatcher.poller
+poller = watchers.ThreadWatcher.poller
 poller.MIN_PAUSE = poller.MAX_PAUSE = 3600
 async def main():
     process = await aioproc.create_subprocess_exec(
