@@ -445,7 +445,7 @@ run(main())
 
 @proc_only
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="about CPython's signals")
-@pytest.mark.parametrize("how", ["exec", "preexec_fn"])
+@pytest.mark.parametrize("how", ["exec", pytest.param("preexec_fn", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("subject", ["clone", "portable", "pure"])
 def test_ctrl_c_in_a_spawn(request: pytest.FixtureRequest, subject: str, how: str) -> None:
     from conftest import subjects
