@@ -7,9 +7,7 @@ import functools
 import gc
 import os
 import subprocess
-import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -434,19 +432,6 @@ async def test_a_job_is_dropped() -> None:
     assert await end(process) == 1
     assert handle not in windows.open_handles()
     Job()  # without a process there is nothing to warn of
-
-
-@pytest.mark.asyncio
-async def test_a_job_is_dropped_with_warnings_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised: list[str] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda u: raised.append(str(u.exc_value)))
-    job = Job()
-    process = await spawn(job, *SLEEP)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        del job
-    assert await end(process) == 1
-    assert [text.startswith("unclosed job") for text in raised] == [True]
 
 
 def test_a_job_outlives_the_shutdown_of_generators(new_loop: Factory) -> None:

@@ -89,8 +89,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         """Connects the protocol; from here on it is told of everything."""
         child = self._child
         assert child is not None
-        self._tell(self._protocol.connection_made, self)
         try:
+            self._tell(self._protocol.connection_made, self)
             if not self._closed:  # by connection_made
                 for pipe in self._pipes.values():
                     pipe.start()
@@ -131,7 +131,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         assert child is not None
         when = "was dropped after its loop closed" if self._loop.is_closed() else "was dropped"
         if self._closed:
-            # Its stdin may wait for a reader still, if nobody who watches the pipe.
+            # Its stdin can have waited for a reader, which no loop watches any more.
             stdin = self._pipes.get(0)
             unsent = stdin.give_up() if isinstance(stdin, WritePipeTransport) else 0
             return f"{when} with {unsent} bytes of its stdin unsent" if unsent else ""
@@ -222,8 +222,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._shut(self._loop.is_closed())
 
     def _shut(self, now: bool) -> bool:
-        """Closes. `now`: also a stdin that waits for its reader, or would have to. Returns
-        whether the child has been killed."""
+        """Closes. `now`: also a stdin that waits for its reader, or would have to. False: the
+        child may not be killed and goes on."""
         first = not self._closed
         self._closed = True
         for pipe in self._pipes.values():
@@ -240,10 +240,11 @@ class SubprocessTransport(asyncio.SubprocessTransport):
                 logger.warning("Close running child process: kill %r", self)
             try:
                 child.send_signal(KILL)
-            except (ProcessLookupError, PermissionError):
-                return False  # gone, or running setuid
-            return True
-        return False
+            except ProcessLookupError:
+                pass  # it has just ended
+            except PermissionError:
+                return False  # it runs setuid
+        return True
 
     # -- what happens to the child
 
