@@ -31,7 +31,9 @@ _POSIX = (
     "tokens.c",
     *(f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")),
 )  # and one way to watch, by one kind of handle
-_EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
+_EPOLL = (
+    *(f"posix/{name}.c" for name in ("child_code", "pidfd", "port_epoll", "spawn_clone")),
+)
 _KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
 
 _LINUX = Platform("posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl"))
