@@ -65,6 +65,11 @@ struct ap_port {
  * anything that blocks. fork() takes it too (ap_port_open). */
 extern pthread_mutex_t ap_lock;
 
+/* usage.c */
+int64_t own_peak_rss(void);
+struct rusage;
+void note_usage(ap_completion *out, const struct rusage *usage);
+
 /* children.c: all children of this process. */
 ap_child *child_new(void);
 void child_free(ap_child *child); /* closes and frees all it holds */
@@ -87,9 +92,6 @@ enum {
 int child_advance(ap_child *child, void (*before_close)(ap_child *),
                   ap_completion *out);
 
-int64_t own_peak_rss(void);
-struct rusage;
-void note_usage(ap_completion *out, const struct rusage *usage);
 void orphan_adopt(ap_child *child);
 void orphan_release(ap_child *child);
 
