@@ -203,8 +203,7 @@ int ap_peek(int64_t token, ap_completion *out) {
   return result;
 }
 
-void ap_after_fork_in_child(void) {
-  ports_forget();
+void children_forget(void) {
   for (uint32_t i = 1; i <= token_slots(); i++) {
     ap_child *child = child_in_slot(i);
     if (child) child_free(child);

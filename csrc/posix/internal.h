@@ -94,12 +94,13 @@ int child_advance(ap_child *child, void (*before_close)(ap_child *),
 
 void orphan_adopt(ap_child *child);
 void orphan_release(ap_child *child);
+/* After a fork, without the lock: frees all of them. */
+void children_forget(void);
 
 /* port.c: what all ports do. With ap_lock held. */
 int64_t port_take(ap_port *port, ap_child *child);
 enum { SOON = 1 };
 void look_later(ap_port *port, ap_child *child, long nanoseconds);
-void ports_forget(void);
 
 /* port_epoll.c or port_kqueue.c: what a port waits for. With ap_lock held, but for
  * watcher_open. */

@@ -379,6 +379,7 @@ void ap_port_close(ap_port *port) {
   pthread_mutex_unlock(&ap_lock);
 }
 
-void ports_forget(void) {
+void ap_after_fork_in_child(void) {
   while (ports) port_destroy(ports, false);
+  children_forget();
 }
