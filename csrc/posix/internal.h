@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include "../tokens.h"
@@ -46,8 +47,9 @@ struct ap_child {
   bool watched;       /* its exit will be announced */
   bool announced;     /* it has been, and with it came */
   int status;         /* the status; -1: none */
-  bool ended;         /* reaped before the port told of it: */
-  ap_completion last; /* how it ended */
+  bool ended;         /* reaped before the port told of it, with */
+  int end_status;
+  struct rusage end_usage;
 #endif
 };
 
@@ -67,7 +69,6 @@ extern pthread_mutex_t ap_lock;
 
 /* usage.c */
 int64_t own_peak_rss(void);
-struct rusage;
 void note_usage(ap_completion *out, const struct rusage *usage);
 
 /* children.c: all children of this process. */

@@ -10,17 +10,13 @@
 
 #include "internal.h"
 
-/* As process_reap, into child->last. */
+/* As process_reap, into the child. */
 static int end_of(ap_child *child) {
-  struct rusage usage;
-  int status;
   if (child->ended) return 1;
-  pid_t pid = wait4(child->pid, &status, WNOHANG, &usage);
+  pid_t pid = wait4(child->pid, &child->end_status, WNOHANG, &child->end_usage);
   if (pid == 0) return 0;
   if (pid < 0) return -errno;
   child->ended = true;
-  child->last.status = status;
-  note_usage(&child->last, &usage);
   return 1;
 }
 
@@ -43,12 +39,8 @@ void process_close(ap_child *child) { (void)child; }
 int process_reap(ap_child *child, ap_completion *out) {
   int result = end_of(child);
   if (result == 1) {
-    ap_completion end = child->last;
-    end.token = out->token;
-    end.kind = out->kind;
-    end.error = out->error;
-    end.step = out->step;
-    *out = end;
+    out->status = child->end_status;
+    note_usage(out, &child->end_usage);
   }
   return result;
 }
@@ -57,7 +49,7 @@ int process_reap(ap_child *child, ap_completion *out) {
  * 3.13 only (os.waitid). So the child is reaped and its end kept. */
 int process_peek(ap_child *child, ap_completion *out) {
   int result = end_before_told(child);
-  if (result == 1) out->status = child->last.status;
+  if (result == 1) out->status = child->end_status;
   return result;
 }
 
