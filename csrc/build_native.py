@@ -29,7 +29,7 @@ class Platform(NamedTuple):
 _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden")
 _POSIX = (
     "tokens.c",
-    *(f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix", "usage")),
+    *(f"posix/{name}.c" for name in ("children", "looks", "plan", "port", "spawn_posix", "usage")),
 )  # and one way to watch, by one kind of handle
 _EPOLL = (
     *(f"posix/{name}.c" for name in ("child_code", "pidfd", "port_epoll", "spawn_clone")),

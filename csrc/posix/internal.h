@@ -100,8 +100,20 @@ void children_forget(void);
 
 /* port.c: what all ports do. With ap_lock held. */
 int64_t port_take(ap_port *port, ap_child *child);
+
+/* looks.c. With ap_lock held. */
 enum { SOON = 1 };
+/* One look is owed to this child, though no event will ask for it. */
 void look_later(ap_port *port, ap_child *child, long nanoseconds);
+/* How many nanoseconds until the next look at an exit that was announced too early. */
+long patience(ap_child *child);
+void look_cancel(ap_port *port, ap_child *child);
+/* Those that are owed a look, by retry_next; the port has none then. */
+ap_child *looks_take(ap_port *port);
+/* The rest of them, for which there was no space; soon. */
+void looks_put_back(ap_port *port, ap_child *list);
+/* The child has come to its exec: the port is to hear of its exit. */
+void expect_exit(ap_port *port, ap_child *child);
 
 /* port_epoll.c or port_kqueue.c: what a port waits for. With ap_lock held, but for
  * watcher_open. */

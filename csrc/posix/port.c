@@ -17,41 +17,9 @@ static ap_port *ports;
  * true by forgetting all ports; a fork that ran no hooks is noticed here. */
 static bool foreign(const ap_port *port) { return port->owner != getpid(); }
 
-/* One look is owed to this child, though no event will ask for it. */
-void look_later(ap_port *port, ap_child *child, long nanoseconds) {
-  /* Where others wait the timer is running: put off again and again by a row of
-   * newcomers it would never fire. */
-  if (!port->retry || nanoseconds == SOON) arm_timer(port, nanoseconds);
-  if (!child->retrying) {
-    child->retrying = true;
-    child->retry_next = port->retry;
-    port->retry = child;
-  }
-}
-
-/* An announced exit without a status appears within a moment, as a rule, but under a
- * debugger at any time: 1, 2, 4, 8, and then always 10 ms. */
-static long patience(ap_child *child) {
-  long milliseconds = child->looks < 4 ? 1L << child->looks++ : 10;
-  return milliseconds * 1000 * 1000;
-}
-
-static void expect_exit(ap_port *port, ap_child *child) {
-  int result = watch_exit(port, child);
-  if (result == -ESRCH)
-    look_later(port, child, SOON);
-  else if (result < 0) /* ENOMEM: look by timer */
-    look_later(port, child, patience(child));
-}
-
 static void forget(ap_port *port, ap_child *child) {
   unwatch(port, child);
-  if (child->retrying) {
-    ap_child **link = &port->retry;
-    while (*link != child) link = &(*link)->retry_next;
-    *link = child->retry_next;
-    child->retrying = false;
-  }
+  look_cancel(port, child);
   child_unlink(&port->children, child);
   port->live--;
 }
@@ -278,8 +246,7 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
 /* Looks at the children that are owed it. */
 static int retry(ap_port *port, ap_completion *completions, int n) {
   int count = 0;
-  ap_child *list = port->retry;
-  port->retry = NULL;
+  ap_child *list = looks_take(port);
   while (list && count < n) {
     ap_child *child = list;
     list = child->retry_next;
@@ -288,13 +255,7 @@ static int retry(ap_port *port, ap_completion *completions, int n) {
     if (watch_exit_again(port, child) == 0) continue;
     count += advance(port, child, &completions[count]);
   }
-  if (list) { /* no room: they are still in the old list */
-    ap_child *last = list;
-    while (last->retry_next) last = last->retry_next;
-    last->retry_next = port->retry;
-    port->retry = list;
-    arm_timer(port, SOON);
-  }
+  if (list) looks_put_back(port, list);
   return count;
 }
 
