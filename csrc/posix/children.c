@@ -47,12 +47,12 @@ void child_unlink(ap_child **list, ap_child *child) {
   if (child->next) child->next->prev = child->prev;
 }
 
-static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
+static int exec_result(ap_child *child) {
   int32_t report;
   ssize_t n = read(child->exec_fd, &report, sizeof report);
   int error = n < 0 ? errno : EIO;
   if (n < 0 && (error == EAGAIN || error == EINTR)) return ADVANCE_NOTHING;
-  if (before_close) before_close(child);
+  unwatch_exec(child);
   if (n != 0 && n != (ssize_t)sizeof report) {
     /* No pipe reads like that: somebody has closed our number, which is theirs now.
      * The child may have come to its exec or not, and need `memory` for that. */
@@ -109,9 +109,8 @@ static int exit_result(ap_child *child, ap_completion *out) {
   return taken_status(child, &out->status) ? ADVANCE_ENDED : ADVANCE_LATER;
 }
 
-int child_advance(ap_child *child, void (*before_close)(ap_child *),
-                  ap_completion *out) {
-  if (child->state == CHILD_STARTING) return exec_result(child, before_close);
+int child_advance(ap_child *child, ap_completion *out) {
+  if (child->state == CHILD_STARTING) return exec_result(child);
   return exit_result(child, out);
 }
 
@@ -129,9 +128,9 @@ void orphan_release(ap_child *child) {
 /* Takes the child to its end if it is there. */
 static bool orphan_ended(ap_child *child, ap_completion *out) {
   if (child->state == CHILD_STARTING &&
-      child_advance(child, NULL, out) == ADVANCE_NOTHING)
+      child_advance(child, out) == ADVANCE_NOTHING)
     return false;
-  if (child_advance(child, NULL, out) != ADVANCE_ENDED) return false;
+  if (child_advance(child, out) != ADVANCE_ENDED) return false;
   orphan_release(child);
   child_free(child);
   return true;

@@ -87,11 +87,9 @@ enum {
 };
 
 /* Moves a child on as far as it is, by one step. Does not block. Closes exec_fd
- * (unregister it first if `before_close` is given) and frees `memory` when the
- * exec's result is known. A child whose result cannot be known any more is killed,
+ * and frees `memory` when the exec's result is known. A child whose result cannot be known any more is killed,
  * and fails. */
-int child_advance(ap_child *child, void (*before_close)(ap_child *),
-                  ap_completion *out);
+int child_advance(ap_child *child, ap_completion *out);
 
 void orphan_adopt(ap_child *child);
 void orphan_release(ap_child *child);

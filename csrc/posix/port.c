@@ -219,7 +219,7 @@ finish:
 
 /* Fills in *out and returns 1 where the caller is to be told something. */
 static int advance(ap_port *port, ap_child *child, ap_completion *out) {
-  switch (child_advance(child, unwatch_exec, out)) {
+  switch (child_advance(child, out)) {
     case ADVANCE_STARTED:
       memset(out, 0, sizeof *out);
       out->token = child->token;
