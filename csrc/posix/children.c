@@ -179,6 +179,20 @@ int ap_signal(int64_t token, int signal) {
   return result;
 }
 
+int ap_abandon(int64_t token) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child && child->port && port_is_foreign(child->port)) {
+    result = -ECHILD;
+  } else if (child) {
+    child->abandoned = true;
+    result = process_signal(child, SIGKILL);
+  }
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
 int ap_poll(int64_t token, ap_completion *out) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);

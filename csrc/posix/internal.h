@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <sys/resource.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include "../tokens.h"
 #include "aioproc_posix.h"
@@ -62,6 +63,13 @@ struct ap_port {
   ap_child *retry; /* those that are owed a look */
   ap_port *next, *prev;
 };
+
+/* After a fork the child shares the parent's epoll instance, so that a DEL there
+ * would take away the parent's registration. ap_after_fork_in_child makes this
+ * true by forgetting all ports; a fork that ran no hooks is noticed here. */
+static inline bool port_is_foreign(const ap_port *port) {
+  return port->owner != getpid();
+}
 
 /* One lock for everything below, held for microseconds and never across
  * anything that blocks. fork() takes it too (ap_port_open). */

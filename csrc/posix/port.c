@@ -1,9 +1,8 @@
 /* Ports, as far as they are the same everywhere: their children, and the way of each
- * from the spawn to its completions. What a port waits for, and how, is in
- * port_epoll.c and port_kqueue.c. */
+ * to its completions. What a port waits for, and how, is in port_epoll.c and
+ * port_kqueue.c. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,11 +10,6 @@
 #include "internal.h"
 
 static ap_port *ports;
-
-/* After a fork the child shares the parent's epoll instance, so that a DEL there
- * would take away the parent's registration. ap_after_fork_in_child makes this
- * true by forgetting all ports; a fork that ran no hooks is noticed here. */
-static bool foreign(const ap_port *port) { return port->owner != getpid(); }
 
 static void forget(ap_port *port, ap_child *child) {
   unwatch(port, child);
@@ -68,134 +62,8 @@ int64_t port_take(ap_port *port, ap_child *child) {
   return child->token;
 }
 
-#if AP_LINUX
-static int64_t start_clone(ap_port *port, ap_request *request,
-                           const char *strings, const int32_t *pass_fds,
-                           const uint32_t *groups) {
-  int64_t result;
-  ap_plan *plan;
-  ap_child *child = NULL;
-  request->step = AP_STEP_SETUP;
-  void *memory = plan_new(clone_stack_size(), request, strings, pass_fds, groups,
-                          &plan);
-  if (!memory) return -ENOMEM;
-
-  pthread_mutex_lock(&ap_lock);
-  child = child_new();
-  if (!child) {
-    free(memory);
-    result = -ENOMEM;
-    goto finish;
-  }
-  child->state = CHILD_STARTING;
-  child->memory = memory;
-  result = clone_pipe(child, plan);
-  if (result < 0) goto finish;
-  result = watch_exec(port, child);
-  if (result < 0) {
-    close(plan->result_fd);
-    goto finish;
-  }
-  child->port = port;
-  result = clone_start(child, plan, request->strategy);
-  if (result < 0) {
-    unwatch_exec(child);
-    goto finish;
-  }
-  request->pid = child->pid;
-  result = port_take(port, child);
-
-finish:
-  if (result < 0 && child) child_free(child);
-  pthread_mutex_unlock(&ap_lock);
-  return result;
-}
-#else
-static int64_t start_clone(ap_port *port, ap_request *request,
-                           const char *strings, const int32_t *pass_fds,
-                           const uint32_t *groups) {
-  (void)port, (void)request, (void)strings, (void)pass_fds, (void)groups;
-  return -ENOTSUP;
-}
-#endif
-
-static int64_t start_portable(ap_port *port, ap_request *request,
-                              const char *strings, const int32_t *pass_fds) {
-  ap_child made = {.pidfd = -1, .exec_fd = -1};
-  ap_child *child;
-
-  /* The record first: once there is a child, nothing may fail any more. */
-  pthread_mutex_lock(&ap_lock);
-  child = child_new();
-  pthread_mutex_unlock(&ap_lock);
-  request->step = AP_STEP_SETUP;
-  if (!child) return -ENOMEM;
-
-  int64_t result = spawn_posix(&made, request, strings, pass_fds);
-
-  pthread_mutex_lock(&ap_lock);
-  if (result < 0) {
-    child_free(child);
-  } else {
-    child->state = CHILD_RUNNING;
-    child->pid = made.pid;
-    child->pidfd = made.pidfd;
-    child->rss_floor = made.rss_floor;
-    request->pid = child->pid;
-    request->started = 1;
-    result = port_take(port, child);
-    expect_exit(port, child);
-  }
-  pthread_mutex_unlock(&ap_lock);
-  return result;
-}
-
-int ap_strategies(void) {
-  return AP_LINUX ? AP_CLONE | AP_COPY | AP_PORTABLE : AP_PORTABLE;
-}
-
-#if !AP_LINUX
-int ap_tracer(void) { return 0; }
-#endif
-
-int ap_probe(int strategy, const char **what) {
-#if AP_LINUX
-  if (strategy == AP_CLONE || strategy == AP_COPY) return clone_probe(strategy, what);
-#endif
-  if (strategy == AP_PORTABLE) return process_probe(what);
-  *what = "strategy";
-  return -ENOTSUP;
-}
-
-int ap_features(void) {
-  int features = portable_features();
-#if AP_LINUX
-  features |= linux_features();
-#else
-  features |= AP_HAS_KQUEUE;
-#endif
-#if defined(__GLIBC__) && !defined(__UCLIBC__)
-  /* stdlib/setenv.c: what it has replaced may still be in somebody's hands. musl frees
-   * it, the BSDs write over it. */
-  features |= AP_KEEPS_ENVIRON;
-#endif
-  return features;
-}
-
-int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
-                      const int32_t *pass_fds, const uint32_t *groups) {
-  if (foreign(port)) return -ECHILD;
-  request->started = 0;
-  request->step = AP_STEP_NONE;
-  if (request->strategy == AP_PORTABLE)
-    request->token = start_portable(port, request, strings, pass_fds);
-  else
-    request->token = start_clone(port, request, strings, pass_fds, groups);
-  return request->token;
-}
-
 int64_t ap_port_adopt(ap_port *port, int32_t pid) {
-  if (foreign(port)) return -ECHILD;
+  if (port_is_foreign(port)) return -ECHILD;
   pthread_mutex_lock(&ap_lock);
   int64_t result = -ENOMEM;
   ap_child *child = child_new();
@@ -262,7 +130,7 @@ static int retry(ap_port *port, ap_completion *completions, int n) {
 int ap_port_next(ap_port *port, ap_completion *completions, int n) {
   int64_t tokens[WATCHER_BATCH];
   int count = 0;
-  if (foreign(port)) return -ECHILD;
+  if (port_is_foreign(port)) return -ECHILD;
 
   pthread_mutex_lock(&ap_lock);
   int ready = watcher_wait(port, tokens, n);
@@ -281,22 +149,8 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n) {
   return ready < 0 ? ready : count;
 }
 
-int ap_abandon(int64_t token) {
-  pthread_mutex_lock(&ap_lock);
-  ap_child *child = child_find(token);
-  int result = -ESRCH;
-  if (child && child->port && foreign(child->port)) {
-    result = -ECHILD;
-  } else if (child) {
-    child->abandoned = true;
-    result = process_signal(child, SIGKILL);
-  }
-  pthread_mutex_unlock(&ap_lock);
-  return result;
-}
-
 int ap_port_rejoin(ap_port *port, int64_t token) {
-  if (foreign(port)) return -ECHILD;
+  if (port_is_foreign(port)) return -ECHILD;
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
   int result = -ESRCH;
@@ -324,7 +178,7 @@ static void port_destroy(ap_port *port, bool ours) {
 }
 
 void ap_port_close(ap_port *port) {
-  bool ours = !foreign(port);
+  bool ours = !port_is_foreign(port);
   pthread_mutex_lock(&ap_lock);
   while (port->children) {
     ap_child *child = port->children;
