@@ -21,6 +21,23 @@ typedef enum {
   CHILD_ENDED
 } child_state;
 
+/* A child's description with everything that it needs: one block of memory, and
+ * handles that nobody else closes. */
+typedef struct ap_plan ap_plan;
+struct ap_plan {
+  ap_plan *next; /* in spawn.c's queue */
+  int64_t token;
+  int flags;
+  DWORD creation_flags, startup_flags;
+  WORD show_window;
+  HANDLE std[3]; /* with AP_STD_HANDLES: ours; NULL: there is none */
+  HANDLE *handles;
+  DWORD handle_count;
+  HANDLE *jobs; /* duplicates */
+  DWORD job_count;
+  wchar_t *program, *command, *cwd, *environment;
+};
+
 /* A child of an open port is freed by that port's two threads only: by the one in
  * ap_port_wait when nobody wants to hear of it, else by the loop's in ap_port_next.
  * Until then the waiting thread may use it without the lock. */
@@ -28,7 +45,7 @@ typedef struct ap_child ap_child;
 struct ap_child {
   int64_t token;
   child_state state;
-  struct ap_plan *plan; /* CHILD_CREATING */
+  ap_plan *plan;        /* CHILD_CREATING */
   HANDLE process;       /* CHILD_RUNNING */
   HANDLE wait;          /* registered, see port.c */
   HANDLE iocp;          /* where its callback posts to */
@@ -114,6 +131,15 @@ static inline int failure(void) {
   return error ? -error : -ERROR_GEN_FAILURE;
 }
 
+/* plan.c. 0 or -error. */
+int plan_new(const ap_request *request, const char *strings, const int64_t *handles,
+             const int64_t *jobs, ap_plan **result);
+void plan_free(ap_plan *plan);
+/* The handles std[], where they are ours: the child has its own. */
+void plan_close_std(ap_plan *plan);
+/* The child is to inherit this one. */
+void plan_add_handle(ap_plan *plan, HANDLE handle);
+
 /* children.c: all children of this process. With the lock held. */
 ap_child *child_new(void);
 void child_free(ap_child *child); /* closes and frees all it holds */
@@ -121,9 +147,6 @@ void child_link(ap_port *port, ap_child *child);
 void child_unlink(ap_child *child);
 /* Notes how it ended. True where it had. */
 bool child_look(ap_child *child);
-
-/* spawn.c: with the lock held. */
-void plan_free(struct ap_plan *plan);
 
 /* port.c: posts a packet that names a child. */
 void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
