@@ -49,7 +49,7 @@ _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"
 #: (kernel32).
 _WINDOWS = Platform(
     "windows/aioproc_windows.h",
-    (*_COMMON, *_files("windows", "plan", "children", "job", "pipe", "port", "spawn")),
+    (*_COMMON, *_files("windows", "plan", "children", "news", "pipe", "job", "port", "spawn")),
     ("/std:c11", "/W3"),
     (),
 )

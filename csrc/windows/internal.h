@@ -148,10 +148,13 @@ void child_unlink(ap_child *child);
 /* Notes how it ended. True where it had. */
 bool child_look(ap_child *child);
 
-/* port.c: posts a packet that names a child. */
-void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
-/* With the lock held. */
-void port_tell_pipe(ap_port *port, ap_pipe *pipe);
+/* news.c: with the lock held. */
+void tell_child(ap_port *port, ap_child *child);
+void tell_pipe(ap_port *port, ap_pipe *pipe);
+bool has_news(const ap_port *port);
+/* The first, which is among the news no more. There has to be one. */
+ap_child *next_child_news(ap_port *port);
+ap_pipe *next_pipe_news(ap_port *port);
 
 /* pipe.c: an operation's packet has come. With the lock held. */
 void pipe_completed(ap_operation *operation);
@@ -168,5 +171,8 @@ void job_message(ap_port *port, ULONG_PTR key, DWORD message);
 void job_next(ap_port *port, ap_completion *out);
 /* The port is about to go. */
 void jobs_detach(ap_port *port);
+
+/* port.c: posts a packet that names a child. */
+void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
 
 #endif

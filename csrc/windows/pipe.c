@@ -264,7 +264,7 @@ void pipe_completed(ap_operation *operation) {
   port->pending--;
   if (goes_on) {
     operation->told = true;
-    port_tell_pipe(port, pipe);
+    tell_pipe(port, pipe);
     return;
   }
   if (port->closing && !pipe->read.pending && !pipe->write.pending) unlink_pipe(pipe);
@@ -282,7 +282,7 @@ int pipe_next(ap_pipe *pipe, ap_completion *out) {
     pipe->read.told = false;
     out->kind = AP_READ;
     out->result = pipe->read.result;
-    if (pipe->write.told) port_tell_pipe(pipe->port, pipe);
+    if (pipe->write.told) tell_pipe(pipe->port, pipe);
     return 1;
   }
   pipe->write.told = false;
