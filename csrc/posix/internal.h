@@ -122,26 +122,26 @@ void looks_put_back(ap_port *port, ap_child *list);
 void expect_exit(ap_port *port, ap_child *child);
 
 /* port_epoll.c or port_kqueue.c: what a port waits for. With ap_lock held, but for
- * watcher_open. */
+ * poller_open. */
 
 /* Opens the port's descriptors; 0, or -errno with none open. */
-int watcher_open(ap_port *port);
+int poller_open(ap_port *port);
 /* Closes what this process has of them. */
-void watcher_close(ap_port *port, bool ours);
-/* watcher_wait will name the child when its exec's result has come. 0 or -errno. */
+void poller_close(ap_port *port, bool ours);
+/* poller_wait will name the child when its exec's result has come. 0 or -errno. */
 int watch_exec(ap_port *port, ap_child *child);
 void unwatch_exec(ap_child *child);
-/* watcher_wait will name the child once when it has ended. 0; -ESRCH: it has
+/* poller_wait will name the child once when it has ended. 0; -ESRCH: it has
  * ended; -errno. */
 int watch_exit(ap_port *port, ap_child *child);
 /* The same, for a child whose exit was announced too early. */
 int watch_exit_again(ap_port *port, ap_child *child);
 void unwatch(ap_port *port, ap_child *child);
-/* watcher_wait will name TIMER, once, after that time. */
+/* poller_wait will name TIMER, once, after that time. */
 void arm_timer(ap_port *port, long nanoseconds);
-/* What is ready: up to n tokens, at most WATCHER_BATCH. Does not block. */
-int watcher_wait(ap_port *port, int64_t *tokens, int n);
-enum { TIMER = 0 /* no token is 0 */, WATCHER_BATCH = 64 };
+/* What is ready: up to n tokens, at most POLLER_BATCH. Does not block. */
+int poller_wait(ap_port *port, int64_t *tokens, int n);
+enum { TIMER = 0 /* no token is 0 */, POLLER_BATCH = 64 };
 
 /* pidfd.c on Linux, pid.c elsewhere: one child. With ap_lock held, so that a signal
  * and the reaping exclude each other. */

@@ -55,8 +55,8 @@ int process_peek(ap_child *child, ap_completion *out) {
 
 /* Takes the news out of a kqueue; those that they are about get their look soon. */
 static void gather(ap_port *port) {
-  int64_t tokens[WATCHER_BATCH];
-  int count = watcher_wait(port, tokens, WATCHER_BATCH);
+  int64_t tokens[POLLER_BATCH];
+  int count = poller_wait(port, tokens, POLLER_BATCH);
   for (int i = 0; i < count; i++) {
     ap_child *child = child_find(tokens[i]);
     if (child)

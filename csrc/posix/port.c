@@ -37,7 +37,7 @@ int ap_port_open(ap_port **result) {
   ap_port *port = calloc(1, sizeof *port);
   if (!port) return -ENOMEM;
   port->owner = getpid();
-  int error = watcher_open(port);
+  int error = poller_open(port);
   if (error < 0) {
     free(port);
     return error;
@@ -128,12 +128,12 @@ static int retry(ap_port *port, ap_completion *completions, int n) {
 }
 
 int ap_port_next(ap_port *port, ap_completion *completions, int n) {
-  int64_t tokens[WATCHER_BATCH];
+  int64_t tokens[POLLER_BATCH];
   int count = 0;
   if (port_is_foreign(port)) return -ECHILD;
 
   pthread_mutex_lock(&ap_lock);
-  int ready = watcher_wait(port, tokens, n);
+  int ready = poller_wait(port, tokens, n);
   bool timer = false;
   for (int i = 0; i < ready; i++) {
     if (tokens[i] == TIMER) {
@@ -173,7 +173,7 @@ static void port_destroy(ap_port *port, bool ours) {
   else
     ports = port->next;
   if (port->next) port->next->prev = port->prev;
-  watcher_close(port, ours);
+  poller_close(port, ours);
   free(port);
 }
 
