@@ -1,4 +1,15 @@
-/* What the files of csrc/windows share among themselves. */
+/* What the files of csrc/windows share among themselves, from the bottom up. A file calls
+ * those above it in this list, none below it:
+ *
+ *   tokens.c
+ *   plan.c        what a child is made of
+ *   children.c    all children, and what anybody may do to one
+ *   news.c        what a port has to tell
+ *   pipe.c        pipes
+ *   job.c         jobs
+ *   port.c        ports, and the thread that waits for their packets
+ *   spawn.c       children of our own, on threads of our own
+ */
 #ifndef AIOPROC_INTERNAL_H
 #define AIOPROC_INTERNAL_H
 
@@ -131,7 +142,9 @@ static inline int failure(void) {
   return error ? -error : -ERROR_GEN_FAILURE;
 }
 
-/* plan.c. 0 or -error. */
+/* plan.c */
+
+/* 0 or -error. */
 int plan_new(const ap_request *request, const char *strings, const int64_t *handles,
              const int64_t *jobs, ap_plan **result);
 void plan_free(ap_plan *plan);
@@ -141,6 +154,7 @@ void plan_close_std(ap_plan *plan);
 void plan_add_handle(ap_plan *plan, HANDLE handle);
 
 /* children.c: all children of this process. With the lock held. */
+
 ap_child *child_new(void);
 void child_free(ap_child *child); /* closes and frees all it holds */
 void child_link(ap_port *port, ap_child *child);
@@ -148,7 +162,8 @@ void child_unlink(ap_child *child);
 /* Notes how it ended. True where it had. */
 bool child_look(ap_child *child);
 
-/* news.c: with the lock held. */
+/* news.c: the news of a port, with the lock held. */
+
 void tell_child(ap_port *port, ap_child *child);
 void tell_pipe(ap_port *port, ap_pipe *pipe);
 bool has_news(const ap_port *port);
@@ -156,15 +171,18 @@ bool has_news(const ap_port *port);
 ap_child *next_child_news(ap_port *port);
 ap_pipe *next_pipe_news(ap_port *port);
 
-/* pipe.c: an operation's packet has come. With the lock held. */
+/* pipe.c: with the lock held. */
+
+/* An operation's packet has come. */
 void pipe_completed(ap_operation *operation);
-/* Fills in what is to be told of a pipe. 0 or 1. With the lock held. */
+/* Fills in what is to be told of a pipe. 0 or 1. */
 int pipe_next(ap_pipe *pipe, ap_completion *out);
 /* Cancels and detaches all pipes of a port, as far as their packets have come;
- * the rest by pipe_completed. With the lock held. */
+ * the rest by pipe_completed. */
 void pipes_detach(ap_port *port);
 
 /* job.c: with the lock held. */
+
 /* What a job's packet says. */
 void job_message(ap_port *port, ULONG_PTR key, DWORD message);
 /* Fills in the next of a port's news of jobs. */
@@ -172,7 +190,9 @@ void job_next(ap_port *port, ap_completion *out);
 /* The port is about to go. */
 void jobs_detach(ap_port *port);
 
-/* port.c: posts a packet that names a child. */
+/* port.c */
+
+/* Posts a packet that names a child. */
 void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
 
 #endif
