@@ -54,8 +54,8 @@ static int exec_result(ap_child *child) {
   if (n < 0 && (error == EAGAIN || error == EINTR)) return ADVANCE_NOTHING;
   unwatch_exec(child);
   if (n != 0 && n != (ssize_t)sizeof report) {
-    /* No pipe reads like that: somebody has closed our number, which is theirs now.
-     * The child may have come to its exec or not, and need `memory` for that. */
+    /* No pipe reads like that: somebody has closed our descriptor, and the number is
+     * theirs now. The child may not have come to its exec and still need `memory`. */
     child->exec_fd = -1;
     child->error = error;
     child->step = AP_STEP_SETUP;
@@ -125,7 +125,7 @@ void orphan_release(ap_child *child) {
   orphan_count--;
 }
 
-/* Takes the child to its end if it is there. */
+/* Moves an orphan on. True when it has ended, and was freed. */
 static bool orphan_ended(ap_child *child, ap_completion *out) {
   if (child->state == CHILD_STARTING &&
       child_advance(child, out) == ADVANCE_NOTHING)
@@ -155,8 +155,8 @@ int ap_reap_orphans(ap_completion *completions, int n) {
     else if (tell)
       count++;
   }
-  /* Those that were looked at go to the back, so that a bounded look at each
-   * spawn comes round to all of them. */
+  /* Those that were looked at go to the back, so that looking at a few of them at each
+   * spawn reaches all of them in turn. */
   if (last && last->next) {
     ap_child *head = orphans, *rest = last->next, *tail = rest;
     while (tail->next) tail = tail->next;

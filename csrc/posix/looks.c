@@ -1,4 +1,4 @@
-/* Looks at children that are owed one, though no event will ask for it: the port's timer
+/* Children that have to be looked at though no event will say so: the port's timer
  * does. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -6,8 +6,8 @@
 #include "internal.h"
 
 void look_later(ap_port *port, ap_child *child, long nanoseconds) {
-  /* Where others wait the timer is running: put off again and again by a row of
-   * newcomers it would never fire. */
+  /* The timer is running where others wait. Set anew by each of many newcomers, it would
+   * never fire. */
   if (!port->retry || nanoseconds == SOON) arm_timer(port, nanoseconds);
   if (!child->retrying) {
     child->retrying = true;

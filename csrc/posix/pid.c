@@ -20,8 +20,8 @@ static int end_of(ap_child *child) {
   return 1;
 }
 
-/* For those who are not the port. It may have heard nothing yet, and where there is no
- * zombie any more the kernel may tell it nothing. */
+/* For callers other than the port. It may not have been told yet, and once the zombie is
+ * gone the kernel may never tell it. */
 static int end_before_told(ap_child *child) {
   bool known = child->ended;
   int result = end_of(child);
@@ -45,15 +45,15 @@ int process_reap(ap_child *child, ap_completion *out) {
   return result;
 }
 
-/* waitid() with WNOWAIT would leave the zombie, but CPython trusts it on macOS since
- * 3.13 only (os.waitid). So the child is reaped and its end kept. */
+/* waitid() with WNOWAIT would leave the zombie, but on macOS CPython has trusted it only
+ * since 3.13 (os.waitid). So the child is reaped, and how it ended is kept. */
 int process_peek(ap_child *child, ap_completion *out) {
   int result = end_before_told(child);
   if (result == 1) out->status = child->end_status;
   return result;
 }
 
-/* Takes the news out of a kqueue; those that they are about get their look soon. */
+/* Takes the events out of a kqueue. The children they are about get a look soon. */
 static void gather(ap_port *port) {
   int64_t tokens[POLLER_BATCH];
   int count = poller_wait(port, tokens, POLLER_BATCH);

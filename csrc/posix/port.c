@@ -85,7 +85,7 @@ finish:
   return result;
 }
 
-/* Fills in *out and returns 1 where the caller is to be told something. */
+/* Returns 1 with *out filled in when there is something to report. */
 static int advance(ap_port *port, ap_child *child, ap_completion *out) {
   switch (child_advance(child, out)) {
     case ADVANCE_STARTED:
@@ -111,7 +111,7 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
   }
 }
 
-/* Looks at the children that are owed it. */
+/* Looks at the children that are owed a look. */
 static int retry(ap_port *port, ap_completion *completions, int n) {
   int count = 0;
   ap_child *list = looks_take(port);
@@ -119,7 +119,7 @@ static int retry(ap_port *port, ap_completion *completions, int n) {
     ap_child *child = list;
     list = child->retry_next;
     child->retrying = false;
-    /* In place of a look. */
+    /* An event will come instead. */
     if (watch_exit_again(port, child) == 0) continue;
     count += advance(port, child, &completions[count]);
   }

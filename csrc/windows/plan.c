@@ -70,7 +70,7 @@ static wchar_t *take(wchar_t **at, const char **strings, int length) {
   return start;
 }
 
-static size_t room(int length) {
+static size_t text_size(int length) {
   return length < 0 ? 0 : ((size_t)length + 1) * sizeof(wchar_t);
 }
 
@@ -98,8 +98,8 @@ int plan_new(const ap_request *request, const char *strings, const int64_t *hand
   size_t size = sizeof *plan;
   size += ((size_t)request->handle_count + 3) * sizeof(HANDLE);
   size += (size_t)request->job_count * sizeof(HANDLE);
-  size += room(request->program_length) + room(request->command_length) +
-          room(request->cwd_length) + room(environment_length);
+  size += text_size(request->program_length) + text_size(request->command_length) +
+          text_size(request->cwd_length) + text_size(environment_length);
   plan = calloc(1, size);
   if (!plan) {
     error = -ERROR_NOT_ENOUGH_MEMORY;

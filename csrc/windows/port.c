@@ -70,7 +70,7 @@ static void exited(ap_port *port, ap_child *child) {
   unlock();
 }
 
-/* Its creation has come to an end. */
+/* CreateProcessW has returned. */
 static void created(ap_port *port, ap_child *child) {
   lock();
   if (child->state == CHILD_FAILED) {
@@ -95,7 +95,7 @@ static void created(ap_port *port, ap_child *child) {
   }
 }
 
-/* At the children that could not be watched. */
+/* Looks at the children that could not be watched. */
 static void look(ap_port *port) {
   for (;;) {
     lock();
@@ -141,8 +141,8 @@ static void handle(ap_port *port, const OVERLAPPED_ENTRY *entry) {
     exited(port, child);
 }
 
-/* Ends what the port has going on and frees it. Does not wait for anything but
- * packets that are on their way. */
+/* Cancels what is pending and frees the port. Waits only for packets that are on their
+ * way. */
 static void finish(ap_port *port) {
   lock();
   while (port->children) {

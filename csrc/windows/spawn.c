@@ -1,5 +1,5 @@
-/* CreateProcessW, on threads of our own: scanners of viruses make it take tens of
- * milliseconds, in which the loop shall not stand still. */
+/* CreateProcessW, on threads of our own: virus scanners make it take tens of
+ * milliseconds, during which the loop must not block. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 enum {
   LONGEST_COMMAND = 32767, /* with its NUL ("CreateProcessW function") */
   MOST_THREADS = 4,
-  IDLE_MILLISECONDS = 1000 /* then a thread without work ends */
+  IDLE_MILLISECONDS = 1000 /* after which a thread without work ends */
 };
 
 static ap_plan *queue, **queue_end = &queue;
@@ -91,8 +91,8 @@ finish:
   return error;
 }
 
-/* One plan, from the queue to the child's port. Called with the lock held, which it
- * lets go of meanwhile. */
+/* Carries out one plan, up to the packet for the child's port. Called with the lock held,
+ * which it releases meanwhile. */
 static void carry_out(ap_plan *plan) {
   PROCESS_INFORMATION created;
   int error = -ERROR_CANCELLED;
