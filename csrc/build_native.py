@@ -26,13 +26,19 @@ class Platform(NamedTuple):
     link_flags: tuple[str, ...]
 
 
+def _files(folder: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}.c" for name in names)
+
+
 _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden")
+_COMMON = ("tokens.c",)
 _POSIX = (
-    "tokens.c",
-    *(f"posix/{name}.c" for name in ("children", "plan", "port", "spawn_posix")),
-)  # and one way to watch, by one kind of handle
-_EPOLL = ("posix/pidfd.c", "posix/port_epoll.c", "posix/spawn_clone.c")
-_KQUEUE = ("posix/pid.c", "posix/port_kqueue.c")
+    *_COMMON,
+    *_files("posix", "usage", "plan", "looks", "children", "spawn_posix", "port", "spawn"),
+)
+# And one way to watch, by one kind of handle.
+_EPOLL = _files("posix", "port_epoll", "pidfd", "child_code", "spawn_clone")
+_KQUEUE = _files("posix", "port_kqueue", "pid")
 
 _LINUX = Platform("posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl"))
 _MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("-pthread",))
@@ -43,10 +49,7 @@ _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"
 #: (kernel32).
 _WINDOWS = Platform(
     "windows/aioproc_windows.h",
-    (
-        "tokens.c",
-        *(f"windows/{name}.c" for name in ("children", "job", "pipe", "port", "spawn")),
-    ),
+    (*_COMMON, *_files("windows", "plan", "children", "news", "pipe", "job", "port", "spawn")),
     ("/std:c11", "/W3"),
     (),
 )

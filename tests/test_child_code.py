@@ -1,5 +1,5 @@
 """The child's code runs in the parent's memory beside the running parent: it may call
-nothing and touch nothing that is not its own (csrc/posix/spawn_clone.c).
+nothing and touch nothing that is not its own (csrc/posix/child_code.c).
 
 So the built extension is disassembled (tools/child_code.py).
 """

@@ -1,4 +1,4 @@
-"""Reads the machine code of what runs between clone and exec (csrc/posix/spawn_clone.c): it
+"""Reads the machine code of what runs between clone and exec (csrc/posix/child_code.c): it
 may call nothing and touch nothing that is not its own, since it runs in the parent's memory
 beside the running parent.
 

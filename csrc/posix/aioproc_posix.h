@@ -15,7 +15,7 @@
 enum {
   AP_CLONE = 1,    /* Linux: our own child on clone(), which does not wait for exec */
   AP_PORTABLE = 2, /* posix_spawn; waits for exec */
-  AP_COPY = 4      /* AP_CLONE on a copy of our memory, for those who look on (ap_tracer) */
+  AP_COPY = 4      /* AP_CLONE on a copy of our memory, for tracers' sake (ap_tracer) */
 };
 
 /* What a completion tells. */
@@ -62,8 +62,8 @@ typedef struct ap_port ap_port;
 
 /* One child to be. `strings` is one block of NUL-terminated strings, back to
  * back: the candidates for the program's path, the arguments, the environment
- * (NAME=value), and the working directory where has_cwd is set. Nothing of a
- * request is used after ap_port_spawn returned. */
+ * (NAME=value), and the working directory where has_cwd is set. A request is not used
+ * after ap_port_spawn has returned. */
 typedef struct {
   int32_t strategy;
   int32_t flags;
@@ -82,7 +82,7 @@ typedef struct {
   int32_t pid;
   int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
   int32_t step;    /* AP_STEP_*, where -errno is returned */
-  int64_t token;   /* what is returned, for callers that may be interrupted then */
+  int64_t token;   /* the result, for callers that are interrupted before they get it */
 } ap_request;
 
 typedef struct {
@@ -90,7 +90,7 @@ typedef struct {
   int32_t kind;   /* AP_STARTED, AP_FAILED, AP_EXITED */
   int32_t error;  /* AP_FAILED: errno */
   int32_t step;   /* AP_FAILED: AP_STEP_* */
-  int32_t status; /* AP_EXITED: as from waitpid(); -1: nobody knows it any more */
+  int32_t status; /* AP_EXITED: as from waitpid(); -1: it is lost */
   /* AP_EXITED: resource usage, as struct rusage; times in microseconds.
    * has_usage is 0 where another waitpid() took it. */
   int64_t has_usage;
@@ -109,21 +109,21 @@ typedef struct {
 /* AP_CLONE, AP_PORTABLE, AP_COPY: the strategies of this system, as bits. */
 int ap_strategies(void);
 
-/* Linux: the number of the process that traces this one (ptrace), a debugger, say. 0:
- * there is none, or none that can be seen from here. Tools that trace take a child on
- * our memory (AP_CLONE) for a fork: gdb takes its breakpoints out of it, proot shares
- * what it knows of our heap with it. */
+/* Linux: the pid of the process that traces this one by ptrace, such as a debugger. 0:
+ * there is none, or none that can be seen from here. Tracers take a child on our memory
+ * (AP_CLONE) for the result of a fork: gdb removes its breakpoints from it, proot has it
+ * share what it knows about our heap. */
 int ap_tracer(void);
 
-/* Can this strategy be used here? Tries it, since containers refuse calls by
- * seccomp. 0, or -errno with what[0] naming the call that failed. */
+/* Tests whether a strategy can be used here, by trying it, since containers refuse calls
+ * by seccomp. 0, or -errno with what[0] naming the call that failed. */
 int ap_probe(int strategy, const char **what);
 
 /* AP_HAS_* bits of this kernel and C library. */
 int ap_features(void);
 
-/* Where the C library keeps `environ`, what exec() passes on: ap_environ()[0] is its
- * value, and may be NULL. Whoever reads it must keep others from setenv(). */
+/* Where the C library keeps `environ`, which exec() passes on: ap_environ()[0] is its
+ * value, and may be NULL. No other thread may call setenv() while the caller reads it. */
 char ***ap_environ(void);
 
 /* Opens a port. On success *port is set and owned by the caller. */
@@ -146,45 +146,45 @@ int64_t ap_port_adopt(ap_port *port, int32_t pid);
 /* Fills in up to n completions and returns how many. Does not block. */
 int ap_port_next(ap_port *port, ap_completion *completions, int n);
 
-/* The caller wants to hear no more of this child, be its port open or closed. It is
- * killed, reaped and its descriptors closed in the background. */
+/* Gives up a child, whether its port is open or closed: no completions come for it any
+ * more. It is killed, reaped and its descriptors closed in the background. */
 int ap_abandon(int64_t token);
 
 /* Sends a signal. -ESRCH when the child has been reaped. Valid also after its
  * port was closed. */
 int ap_signal(int64_t token, int signal);
 
-/* Asks after one child without a port's help: 1 when it has ended (out is
- * filled in, the token is gone), 0 when it lives. For children whose port was
- * closed. -ESRCH for a token that is gone. */
+/* Checks one child whose port has been closed: 1 when it has ended (out is filled in, the
+ * token is gone), 0 while it lives. 0 for a child of an open port. -ESRCH for a token
+ * that is gone. */
 int ap_poll(int64_t token, ap_completion *out);
 
-/* As ap_poll, for children of any port: only looks. The child is not reaped, the
- * port still tells of it, and of out only the status counts. */
+/* As ap_poll, for children of any port, but without consequences: the token stays, the
+ * port still reports the child, and only the status in `out` counts. */
 int ap_peek(int64_t token, ap_completion *out);
 
-/* Gives a port an orphan back, so that its completions come again; 1: its exec is
- * known to have worked, so that no AP_STARTED is among them. 0 or -errno. */
+/* Gives an orphan to a port, so that its completions come again. 1: its exec is known to
+ * have worked, and no AP_STARTED comes. 0 or -errno. */
 int ap_port_rejoin(ap_port *port, int64_t token);
 
 /* How many children the port has, abandoned ones too. */
 int ap_port_live(const ap_port *port);
 
-/* Closes a port. Children that are still alive become orphans of the process:
- * they can be signalled, and somebody has to ask after them from time to time. */
+/* Closes a port. Children that are still alive become orphans of the process: they can
+ * be signalled, and have to be asked for (ap_reap_orphans, ap_poll) from time to time. */
 void ap_port_close(ap_port *port);
 
 /* How many orphans there are. */
 int ap_orphan_count(void);
 
-/* Asks after up to n orphans, going round. Fills in a completion (AP_EXITED,
- * AP_FAILED) for each that has ended, but for those that were abandoned, and
- * returns how many. Does not block. */
+/* Checks up to n orphans, in turn. Fills in a completion (AP_EXITED, AP_FAILED) for each
+ * that has ended, except those that were abandoned, and returns how many. Does not
+ * block. */
 int ap_reap_orphans(ap_completion *completions, int n);
 
-/* To be called in the child after a fork(): closes our numbers and forgets
- * everything, leaving the parent's children and registrations alone. All ports
- * are gone then. */
+/* To be called in the child after a fork(): closes our descriptors and forgets
+ * everything, without touching the parent's children and registrations. No port may be
+ * used afterwards. */
 void ap_after_fork_in_child(void);
 
 #endif

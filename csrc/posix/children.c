@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -48,41 +47,15 @@ void child_unlink(ap_child **list, ap_child *child) {
   if (child->next) child->next->prev = child->prev;
 }
 
-/* The parent's own peak, as ru_maxrss, to be taken after the exec. exec carries the old
- * memory's high-water mark over into the new program's ru_maxrss
- * (setmax_mm_hiwater_rss in fs/exec.c), and the old memory was the parent's: a
- * peak up to the parent's own says nothing about the child. */
-int64_t own_peak_rss(void) {
-  struct rusage usage;
-  return getrusage(RUSAGE_SELF, &usage) < 0 ? 0 : usage.ru_maxrss;
-}
-
-static int64_t microseconds(const struct timeval *time) {
-  return (int64_t)time->tv_sec * 1000000 + time->tv_usec;
-}
-
-void note_usage(ap_completion *out, const struct rusage *usage) {
-  out->has_usage = 1;
-  out->user_time = microseconds(&usage->ru_utime);
-  out->system_time = microseconds(&usage->ru_stime);
-  out->max_rss = usage->ru_maxrss;
-  out->minor_faults = usage->ru_minflt;
-  out->major_faults = usage->ru_majflt;
-  out->blocks_in = usage->ru_inblock;
-  out->blocks_out = usage->ru_oublock;
-  out->switches_voluntary = usage->ru_nvcsw;
-  out->switches_involuntary = usage->ru_nivcsw;
-}
-
-static int exec_result(ap_child *child, void (*before_close)(ap_child *)) {
+static int exec_result(ap_child *child) {
   int32_t report;
   ssize_t n = read(child->exec_fd, &report, sizeof report);
   int error = n < 0 ? errno : EIO;
   if (n < 0 && (error == EAGAIN || error == EINTR)) return ADVANCE_NOTHING;
-  if (before_close) before_close(child);
+  unwatch_exec(child);
   if (n != 0 && n != (ssize_t)sizeof report) {
-    /* No pipe reads like that: somebody has closed our number, which is theirs now.
-     * The child may have come to its exec or not, and need `memory` for that. */
+    /* No pipe reads like that: somebody has closed our descriptor, and the number is
+     * theirs now. The child may not have come to its exec and still need `memory`. */
     child->exec_fd = -1;
     child->error = error;
     child->step = AP_STEP_SETUP;
@@ -136,9 +109,8 @@ static int exit_result(ap_child *child, ap_completion *out) {
   return taken_status(child, &out->status) ? ADVANCE_ENDED : ADVANCE_LATER;
 }
 
-int child_advance(ap_child *child, void (*before_close)(ap_child *),
-                  ap_completion *out) {
-  if (child->state == CHILD_STARTING) return exec_result(child, before_close);
+int child_advance(ap_child *child, ap_completion *out) {
+  if (child->state == CHILD_STARTING) return exec_result(child);
   return exit_result(child, out);
 }
 
@@ -153,12 +125,12 @@ void orphan_release(ap_child *child) {
   orphan_count--;
 }
 
-/* Takes the child to its end if it is there. */
+/* Moves an orphan on. True when it has ended, and was freed. */
 static bool orphan_ended(ap_child *child, ap_completion *out) {
   if (child->state == CHILD_STARTING &&
-      child_advance(child, NULL, out) == ADVANCE_NOTHING)
+      child_advance(child, out) == ADVANCE_NOTHING)
     return false;
-  if (child_advance(child, NULL, out) != ADVANCE_ENDED) return false;
+  if (child_advance(child, out) != ADVANCE_ENDED) return false;
   orphan_release(child);
   child_free(child);
   return true;
@@ -183,8 +155,8 @@ int ap_reap_orphans(ap_completion *completions, int n) {
     else if (tell)
       count++;
   }
-  /* Those that were looked at go to the back, so that a bounded look at each
-   * spawn comes round to all of them. */
+  /* Those that were looked at go to the back, so that looking at a few of them at each
+   * spawn reaches all of them in turn. */
   if (last && last->next) {
     ap_child *head = orphans, *rest = last->next, *tail = rest;
     while (tail->next) tail = tail->next;
@@ -203,6 +175,20 @@ int ap_signal(int64_t token, int signal) {
   ap_child *child = child_find(token);
   int result = -ESRCH;
   if (child) result = process_signal(child, signal);
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+int ap_abandon(int64_t token) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child && child->port && port_is_foreign(child->port)) {
+    result = -ECHILD;
+  } else if (child) {
+    child->abandoned = true;
+    result = process_signal(child, SIGKILL);
+  }
   pthread_mutex_unlock(&ap_lock);
   return result;
 }
@@ -230,8 +216,7 @@ int ap_peek(int64_t token, ap_completion *out) {
   return result;
 }
 
-void ap_after_fork_in_child(void) {
-  ports_forget();
+void children_forget(void) {
   for (uint32_t i = 1; i <= token_slots(); i++) {
     ap_child *child = child_in_slot(i);
     if (child) child_free(child);

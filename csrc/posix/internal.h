@@ -1,11 +1,26 @@
-/* What the files of csrc/posix share among themselves. */
+/* What the files of csrc/posix share among themselves, from the bottom up. A file calls
+ * those above it in this list, none below it:
+ *
+ *   tokens.c, usage.c, plan.c
+ *   port_epoll.c or port_kqueue.c    the poller: what a port waits for
+ *   looks.c                          children to be looked at without an event
+ *   pidfd.c or pid.c                 one child, as the kernel knows it
+ *   children.c                       all children, from their exec to their end
+ *   child_code.c, spawn_clone.c      making a child: on Linux
+ *   spawn_posix.c                    making a child: everywhere
+ *   port.c                           ports and what they tell
+ *   spawn.c                          children of our own, on a port
+ *
+ * Where it says "or", a platform has one of them. */
 #ifndef AIOPROC_INTERNAL_H
 #define AIOPROC_INTERNAL_H
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/resource.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 #include "../tokens.h"
 #include "aioproc_posix.h"
@@ -46,8 +61,9 @@ struct ap_child {
   bool watched;       /* its exit will be announced */
   bool announced;     /* it has been, and with it came */
   int status;         /* the status; -1: none */
-  bool ended;         /* reaped before the port told of it: */
-  ap_completion last; /* how it ended */
+  bool ended;         /* reaped before the port told of it, with */
+  int end_status;
+  struct rusage end_usage;
 #endif
 };
 
@@ -61,92 +77,25 @@ struct ap_port {
   ap_port *next, *prev;
 };
 
+/* After a fork the child shares the parent's epoll instance, so that a DEL there
+ * would take away the parent's registration. ap_after_fork_in_child makes this
+ * true by forgetting all ports; a fork that ran no hooks is noticed here. */
+static inline bool port_is_foreign(const ap_port *port) {
+  return port->owner != getpid();
+}
+
 /* One lock for everything below, held for microseconds and never across
  * anything that blocks. fork() takes it too (ap_port_open). */
 extern pthread_mutex_t ap_lock;
 
-/* children.c: all children of this process. */
-ap_child *child_new(void);
-void child_free(ap_child *child); /* closes and frees all it holds */
-void child_link(ap_child **list, ap_child *child);
-void child_unlink(ap_child **list, ap_child *child);
+/* usage.c: what struct rusage tells. */
 
-/* Result of child_advance. */
-enum {
-  ADVANCE_NOTHING = 0, /* not ready */
-  ADVANCE_STARTED = 1, /* now CHILD_RUNNING */
-  ADVANCE_FAILED = 2,  /* now CHILD_FAILING */
-  ADVANCE_ENDED = 3,   /* reaped; out is filled in */
-  ADVANCE_LATER = 4    /* an exit was announced, its status is not there yet */
-};
-
-/* Moves a child on as far as it is, by one step. Does not block. Closes exec_fd
- * (unregister it first if `before_close` is given) and frees `memory` when the
- * exec's result is known. A child whose result cannot be known any more is killed,
- * and fails. */
-int child_advance(ap_child *child, void (*before_close)(ap_child *),
-                  ap_completion *out);
-
+/* ru_maxrss of this process. */
 int64_t own_peak_rss(void);
-struct rusage;
+/* Fills in the usage of a completion. */
 void note_usage(ap_completion *out, const struct rusage *usage);
-void orphan_adopt(ap_child *child);
-void orphan_release(ap_child *child);
 
-/* port.c: what all ports do. With ap_lock held. */
-int64_t port_take(ap_port *port, ap_child *child);
-enum { SOON = 1 };
-void look_later(ap_port *port, ap_child *child, long nanoseconds);
-void ports_forget(void);
-
-/* port_epoll.c or port_kqueue.c: what a port waits for. With ap_lock held, but for
- * watcher_open. */
-
-/* Opens the port's descriptors; 0, or -errno with none open. */
-int watcher_open(ap_port *port);
-/* Closes what this process has of them. */
-void watcher_close(ap_port *port, bool ours);
-/* watcher_wait will name the child when its exec's result has come. 0 or -errno. */
-int watch_exec(ap_port *port, ap_child *child);
-void unwatch_exec(ap_child *child);
-/* watcher_wait will name the child once when it has ended. 0; -ESRCH: it has
- * ended; -errno. */
-int watch_exit(ap_port *port, ap_child *child);
-/* The same, for a child whose exit was announced too early. */
-int watch_exit_again(ap_port *port, ap_child *child);
-void unwatch(ap_port *port, ap_child *child);
-/* watcher_wait will name TIMER, once, after that time. */
-void arm_timer(ap_port *port, long nanoseconds);
-/* What is ready: up to n tokens, at most WATCHER_BATCH. Does not block. */
-int watcher_wait(ap_port *port, int64_t *tokens, int n);
-enum { TIMER = 0 /* no token is 0 */, WATCHER_BATCH = 64 };
-
-/* pidfd.c on Linux, pid.c elsewhere: one child. With ap_lock held, so that a signal
- * and the reaping exclude each other. */
-
-/* 0, or -errno with *what naming the call that is not to be had. */
-int process_probe(const char **what);
-/* For a child of ours that has just been made. -ESRCH: another wait has taken it
- * already; -errno. */
-int process_open(ap_child *child);
-/* Frees what process_open took. */
-void process_close(ap_child *child);
-/* 1: reaped; the status and usage of *out are set. 0: it lives, or a debugger has it
- * first. -ECHILD: another wait has taken it. */
-int process_reap(ap_child *child, ap_completion *out);
-/* The same, but leaves the child for process_reap. */
-int process_peek(ap_child *child, ap_completion *out);
-/* After -ECHILD. 1: the status all the same. 0: it may still appear. -errno: nobody
- * knows it. */
-int process_taken(ap_child *child, int *status);
-/* 0 or -errno; also 0 for a child that has ended and was not told of yet. */
-int process_signal(ap_child *child, int signal);
-
-/* pidfd.c: system calls that C libraries do not all wrap. */
-int sys_pidfd_open(pid_t pid);
-int sys_pidfd_signal(int pidfd, int signal);
-int sys_waitid_pidfd(int pidfd, int options, ap_completion *out);
-int sys_pidfd_exit_status(int pidfd, int *status);
+/* plan.c */
 
 /* A child's description with everything in one place, made by plan_new. */
 typedef struct {
@@ -180,21 +129,121 @@ void *plan_new(size_t stack_size, const ap_request *request,
  * leaves open. */
 void plan_keep(ap_plan *plan, int result_fd);
 
-/* spawn_clone.c. clone_pipe makes the exec-result pipe, whose reading end the
- * port then registers, so that nothing can fail once there is a child;
- * clone_start makes the child, by AP_CLONE or AP_COPY. Both with ap_lock held: no
- * other child may be made in between and carry our writing end along. 0 or -errno;
- * clone_start always closes the writing end. */
+/* port_epoll.c or port_kqueue.c: the poller, which is what a port waits for. With
+ * ap_lock held, but for poller_open. */
+
+/* Opens the port's descriptors; 0, or -errno with none open. */
+int poller_open(ap_port *port);
+/* Closes what this process has of them. */
+void poller_close(ap_port *port, bool ours);
+/* poller_wait will name the child when its exec's result has come. 0 or -errno. */
+int watch_exec(ap_port *port, ap_child *child);
+void unwatch_exec(ap_child *child);
+/* poller_wait will name the child once when it has ended. 0; -ESRCH: it has
+ * ended; -errno. */
+int watch_exit(ap_port *port, ap_child *child);
+/* The same, for a child whose exit was announced too early. */
+int watch_exit_again(ap_port *port, ap_child *child);
+void unwatch(ap_port *port, ap_child *child);
+/* poller_wait will name TIMER, once, after that time. */
+void arm_timer(ap_port *port, long nanoseconds);
+/* What is ready: up to n tokens, at most POLLER_BATCH. Does not block. */
+int poller_wait(ap_port *port, int64_t *tokens, int n);
+enum { TIMER = 0 /* no token is 0 */, POLLER_BATCH = 64 };
+
+/* looks.c: looks that are owed to children, by the port's timer. With ap_lock held. */
+
+enum { SOON = 1 }; /* nanoseconds */
+/* One look is owed to this child, though no event will ask for it. */
+void look_later(ap_port *port, ap_child *child, long nanoseconds);
+/* Nanoseconds until the next look at a child whose exit was announced too early. */
+long patience(ap_child *child);
+/* None is owed any more. */
+void look_cancel(ap_port *port, ap_child *child);
+/* Those that are owed a look, linked by retry_next. The port has none then. */
+ap_child *looks_take(ap_port *port);
+/* The rest of that list, for a look soon. */
+void looks_put_back(ap_port *port, ap_child *list);
+/* The child has been through its exec: the port is to hear of its exit. */
+void expect_exit(ap_port *port, ap_child *child);
+
+/* pidfd.c on Linux, pid.c elsewhere: one child. With ap_lock held, so that a signal
+ * and the reaping exclude each other. */
+
+/* Can exits be noticed here? 0, or -errno with *what naming the call that is not to be
+ * had. Of kqueue's files it is in the poller, which knows what that takes. */
+int process_probe(const char **what);
+/* For a child of ours that has just been made. -ESRCH: another wait has taken it
+ * already; -errno. */
+int process_open(ap_child *child);
+/* Frees what process_open took. */
+void process_close(ap_child *child);
+/* 1: reaped; the status and usage of *out are set. 0: it lives, or a debugger has it
+ * first. -ECHILD: another wait has taken it. */
+int process_reap(ap_child *child, ap_completion *out);
+/* The same, but leaves the child for process_reap. */
+int process_peek(ap_child *child, ap_completion *out);
+/* After -ECHILD. 1: the status all the same. 0: it may still appear. -errno: nobody
+ * knows it. */
+int process_taken(ap_child *child, int *status);
+/* 0 or -errno; also 0 for a child that has ended and was not told of yet. */
+int process_signal(ap_child *child, int signal);
+
+/* pidfd.c: system calls that C libraries do not all wrap. */
+int sys_pidfd_open(pid_t pid);
+int sys_pidfd_signal(int pidfd, int signal);
+int sys_waitid_pidfd(int pidfd, int options, ap_completion *out);
+int sys_pidfd_exit_status(int pidfd, int *status);
+
+/* children.c: all children of this process. */
+ap_child *child_new(void);
+void child_free(ap_child *child); /* closes and frees all it holds */
+void child_link(ap_child **list, ap_child *child);
+void child_unlink(ap_child **list, ap_child *child);
+
+/* Result of child_advance. */
+enum {
+  ADVANCE_NOTHING = 0, /* not ready */
+  ADVANCE_STARTED = 1, /* now CHILD_RUNNING */
+  ADVANCE_FAILED = 2,  /* now CHILD_FAILING */
+  ADVANCE_ENDED = 3,   /* reaped; out is filled in */
+  ADVANCE_LATER = 4    /* an exit was announced, its status is not there yet */
+};
+
+/* Moves a child on as far as it is, by one step. Does not block. When the exec's result
+ * is known, unregisters and closes exec_fd and frees `memory`. A child whose result
+ * cannot be known any more is killed, and fails. */
+int child_advance(ap_child *child, ap_completion *out);
+
+void orphan_adopt(ap_child *child);
+void orphan_release(ap_child *child);
+/* After a fork, without the lock: frees all of them. */
+void children_forget(void);
+
+/* spawn_clone.c, on Linux: our own child, whose code is in child_code.c.
+ *
+ * clone_pipe makes the exec-result pipe, whose reading end the poller then watches, so
+ * that nothing can fail once there is a child; clone_start makes the child, by AP_CLONE
+ * or AP_COPY. Both with ap_lock held: no other child may be made in between and carry
+ * our writing end along. 0 or -errno; clone_start always closes the writing end. */
 int clone_pipe(ap_child *child, ap_plan *plan);
 int clone_start(ap_child *child, ap_plan *plan, int strategy);
+/* As ap_probe. */
 int clone_probe(int strategy, const char **what);
 size_t clone_stack_size(void);
+/* AP_HAS_* bits. */
+int linux_features(void);
 
 /* spawn_posix.c. Fills in child->pid and, on Linux, pidfd. 0, or -errno with
  * request->step set. Called without the lock: it waits for the exec. */
 int spawn_posix(ap_child *child, ap_request *request, const char *strings,
                 const int32_t *pass_fds);
+/* AP_HAS_* bits. */
 int portable_features(void);
-int linux_features(void); /* spawn_clone.c */
+
+/* port.c: what all ports do. With ap_lock held. */
+
+/* The child is the port's from now on. Returns its token. */
+int64_t port_take(ap_port *port, ap_child *child);
 
 #endif

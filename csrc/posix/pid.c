@@ -10,22 +10,18 @@
 
 #include "internal.h"
 
-/* As process_reap, into child->last. */
+/* As process_reap, into the child. */
 static int end_of(ap_child *child) {
-  struct rusage usage;
-  int status;
   if (child->ended) return 1;
-  pid_t pid = wait4(child->pid, &status, WNOHANG, &usage);
+  pid_t pid = wait4(child->pid, &child->end_status, WNOHANG, &child->end_usage);
   if (pid == 0) return 0;
   if (pid < 0) return -errno;
   child->ended = true;
-  child->last.status = status;
-  note_usage(&child->last, &usage);
   return 1;
 }
 
-/* For those who are not the port. It may have heard nothing yet, and where there is no
- * zombie any more the kernel may tell it nothing. */
+/* For callers other than the port. It may not have been told yet, and once the zombie is
+ * gone the kernel may never tell it. */
 static int end_before_told(ap_child *child) {
   bool known = child->ended;
   int result = end_of(child);
@@ -43,28 +39,24 @@ void process_close(ap_child *child) { (void)child; }
 int process_reap(ap_child *child, ap_completion *out) {
   int result = end_of(child);
   if (result == 1) {
-    ap_completion end = child->last;
-    end.token = out->token;
-    end.kind = out->kind;
-    end.error = out->error;
-    end.step = out->step;
-    *out = end;
+    out->status = child->end_status;
+    note_usage(out, &child->end_usage);
   }
   return result;
 }
 
-/* waitid() with WNOWAIT would leave the zombie, but CPython trusts it on macOS since
- * 3.13 only (os.waitid). So the child is reaped and its end kept. */
+/* waitid() with WNOWAIT would leave the zombie, but on macOS CPython has trusted it only
+ * since 3.13 (os.waitid). So the child is reaped, and how it ended is kept. */
 int process_peek(ap_child *child, ap_completion *out) {
   int result = end_before_told(child);
-  if (result == 1) out->status = child->last.status;
+  if (result == 1) out->status = child->end_status;
   return result;
 }
 
-/* Takes the news out of a kqueue; those that they are about get their look soon. */
+/* Takes the events out of a kqueue. The children they are about get a look soon. */
 static void gather(ap_port *port) {
-  int64_t tokens[WATCHER_BATCH];
-  int count = watcher_wait(port, tokens, WATCHER_BATCH);
+  int64_t tokens[POLLER_BATCH];
+  int count = poller_wait(port, tokens, POLLER_BATCH);
   for (int i = 0; i < count; i++) {
     ap_child *child = child_find(tokens[i]);
     if (child)

@@ -19,15 +19,15 @@ extern char **environ;
 char ***ap_environ(void) { return &environ; }
 #endif
 
-/* Points `count` entries at the NUL-terminated strings at *text, a NULL after
- * them, and moves *text behind them. */
-static char **point_at(char ***room, char **text, int count) {
-  char **first = *room;
+/* Writes pointers to the `count` NUL-terminated strings at *text, and a NULL, to *place.
+ * Moves both behind what was used. */
+static char **point_at(char ***place, char **text, int count) {
+  char **first = *place;
   for (int i = 0; i < count; i++) {
-    *(*room)++ = *text;
+    *(*place)++ = *text;
     *text += strlen(*text) + 1;
   }
-  *(*room)++ = NULL;
+  *(*place)++ = NULL;
   return first;
 }
 
@@ -53,8 +53,8 @@ void *plan_new(size_t stack_size, const ap_request *request,
   if (!memory) return NULL;
 
   ap_plan *plan = (ap_plan *)(void *)(memory + stack_size);
-  char **room = (char **)(void *)(plan + 1);
-  int32_t *numbers = (int32_t *)(void *)(room + pointers);
+  char **place = (char **)(void *)(plan + 1);
+  int32_t *numbers = (int32_t *)(void *)(place + pointers);
   uint32_t *own_groups = (uint32_t *)(numbers + fds + fds + 1);
   char *text = (char *)(own_groups + ids);
   memcpy(text, strings, text_size);
@@ -74,10 +74,10 @@ void *plan_new(size_t stack_size, const ap_request *request,
       .result_fd = -1,
       .open_files = "/proc/self/fd",
   };
-  plan->programs = (const char *const *)point_at(&room, &text,
+  plan->programs = (const char *const *)point_at(&place, &text,
                                                  request->program_count);
-  plan->argv = point_at(&room, &text, request->arg_count);
-  plan->envp = point_at(&room, &text, request->env_count);
+  plan->argv = point_at(&place, &text, request->arg_count);
+  plan->envp = point_at(&place, &text, request->env_count);
   if (request->has_cwd) plan->cwd = text;
   if (fds) memcpy(numbers, pass_fds, fds * sizeof *numbers);
   if (ids) memcpy(own_groups, groups, ids * sizeof *own_groups);

@@ -15,7 +15,7 @@ static int control(ap_port *port, int operation, int fd, uint32_t events,
   return epoll_ctl(port->fd, operation, fd, &event) < 0 ? -errno : 0;
 }
 
-int watcher_open(ap_port *port) {
+int poller_open(ap_port *port) {
   int error;
   port->timer = -1;
   port->fd = epoll_create1(EPOLL_CLOEXEC);
@@ -23,11 +23,11 @@ int watcher_open(ap_port *port) {
   port->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
   error = port->timer < 0 ? -errno
                           : control(port, EPOLL_CTL_ADD, port->timer, EPOLLIN, TIMER);
-  if (error < 0) watcher_close(port, true);
+  if (error < 0) poller_close(port, true);
   return error;
 }
 
-void watcher_close(ap_port *port, bool ours) {
+void poller_close(ap_port *port, bool ours) {
   (void)ours; /* a forked process has numbers of its own for the same things */
   if (port->timer >= 0) close(port->timer);
   close(port->fd);
@@ -69,9 +69,9 @@ void arm_timer(ap_port *port, long nanoseconds) {
   timerfd_settime(port->timer, 0, &when, NULL);
 }
 
-int watcher_wait(ap_port *port, int64_t *tokens, int n) {
-  struct epoll_event events[WATCHER_BATCH];
-  int ready = epoll_wait(port->fd, events, n < WATCHER_BATCH ? n : WATCHER_BATCH, 0);
+int poller_wait(ap_port *port, int64_t *tokens, int n) {
+  struct epoll_event events[POLLER_BATCH];
+  int ready = epoll_wait(port->fd, events, n < POLLER_BATCH ? n : POLLER_BATCH, 0);
   if (ready < 0) return errno == EINTR ? 0 : -errno;
   for (int i = 0; i < ready; i++) {
     tokens[i] = (int64_t)events[i].data.u64;

@@ -33,7 +33,7 @@ int process_probe(const char **what) {
   return 0;
 }
 
-int watcher_open(ap_port *port) {
+int poller_open(ap_port *port) {
   port->fd = kqueue();
   if (port->fd < 0) return -errno;
   /* For an exec in this process; children of fork() do not inherit a kqueue. */
@@ -45,7 +45,7 @@ int watcher_open(ap_port *port) {
   return 0;
 }
 
-void watcher_close(ap_port *port, bool ours) {
+void poller_close(ap_port *port, bool ours) {
   /* A forked process has no kqueue: the number may be anything there. */
   if (ours) close(port->fd);
 }
@@ -97,11 +97,11 @@ static int64_t ended_child(ap_port *port, const struct kevent *event) {
   return child->token;
 }
 
-int watcher_wait(ap_port *port, int64_t *tokens, int n) {
-  struct kevent events[WATCHER_BATCH];
+int poller_wait(ap_port *port, int64_t *tokens, int n) {
+  struct kevent events[POLLER_BATCH];
   const struct timespec now = {0};
   int ready =
-      kevent(port->fd, NULL, 0, events, n < WATCHER_BATCH ? n : WATCHER_BATCH, &now);
+      kevent(port->fd, NULL, 0, events, n < POLLER_BATCH ? n : POLLER_BATCH, &now);
   if (ready < 0) return errno == EINTR ? 0 : -errno;
   for (int i = 0; i < ready; i++)
     tokens[i] = events[i].filter == EVFILT_TIMER ? TIMER : ended_child(port, &events[i]);

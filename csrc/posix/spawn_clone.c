@@ -1,15 +1,8 @@
 /* The main strategy on Linux: our own child on clone(CLONE_VM | CLONE_PIDFD),
  * without CLONE_VFORK. The caller goes on at once; the exec happens on another
  * core, and its result comes by a CLOEXEC pipe: end of file when it worked, four
- * bytes when it did not. AP_COPY is the same without CLONE_VM.
- *
- * The child shares the running parent's memory, and its thread-local storage
- * (errno!) with the thread that made it. So everything it does here is inline
- * system calls on data that belongs to it alone: no libc function, no stack
- * protector, no call by the procedure linkage table, none that the compiler
- * makes up (memset). Its functions are in a section of their own, and
- * tests/test_child_code.py disassembles them and finds no way out.
- */
+ * bytes when it did not. AP_COPY is the same without CLONE_VM. Here is the parent's
+ * side; what the child does is in child_code.c. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -22,325 +15,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "internal.h"
+#include "child_code.h"
 
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x1000
 #endif
-#ifndef SYS_close_range
-#define SYS_close_range 436
-#endif
-
-/* Where there are two, the plain ones take ids of 16 bits (i386, 32-bit ARM). */
-#ifdef SYS_setgroups32
-#define SET_GROUPS SYS_setgroups32
-#define SET_GID SYS_setregid32
-#define SET_UID SYS_setreuid32
-#else
-#define SET_GROUPS SYS_setgroups
-#define SET_GID SYS_setregid
-#define SET_UID SYS_setreuid
-#endif
-
-/* ---- system calls without libc ------------------------------------------ */
-
-#if defined(__x86_64__) && defined(__LP64__)
-#define INLINE_SYSCALLS 1
-#define SYSCALL_DECL(n) register long number __asm__("rax") = (n)
-#define ARG1 register long arg1 __asm__("rdi") = a
-#define ARG2 register long arg2 __asm__("rsi") = b
-#define ARG3 register long arg3 __asm__("rdx") = c
-#define ARG4 register long arg4 __asm__("r10") = d
-#define SYSCALL_ASM                                                      \
-  __asm__ volatile("syscall"                                             \
-                   : "+r"(number)                                        \
-                   : "r"(arg1), "r"(arg2), "r"(arg3), "r"(arg4)          \
-                   : "rcx", "r11", "memory");                            \
-  return number
-#elif defined(__aarch64__)
-#define INLINE_SYSCALLS 1
-#define SYSCALL_DECL(n) register long number __asm__("x8") = (n)
-#define ARG1 register long arg1 __asm__("x0") = a
-#define ARG2 register long arg2 __asm__("x1") = b
-#define ARG3 register long arg3 __asm__("x2") = c
-#define ARG4 register long arg4 __asm__("x3") = d
-#define SYSCALL_ASM                                                      \
-  __asm__ volatile("svc #0"                                              \
-                   : "+r"(arg1)                                          \
-                   : "r"(number), "r"(arg2), "r"(arg3), "r"(arg4)        \
-                   : "memory");                                          \
-  return arg1
-#elif defined(__riscv) && __riscv_xlen == 64
-#define INLINE_SYSCALLS 1
-#define SYSCALL_DECL(n) register long number __asm__("a7") = (n)
-#define ARG1 register long arg1 __asm__("a0") = a
-#define ARG2 register long arg2 __asm__("a1") = b
-#define ARG3 register long arg3 __asm__("a2") = c
-#define ARG4 register long arg4 __asm__("a3") = d
-#define SYSCALL_ASM                                                      \
-  __asm__ volatile("ecall"                                               \
-                   : "+r"(arg1)                                          \
-                   : "r"(number), "r"(arg2), "r"(arg3), "r"(arg4)        \
-                   : "memory");                                          \
-  return arg1
-#else
-#define INLINE_SYSCALLS 0
-#endif
-
-#if defined(__clang__)
-#define CHILD_ATTRIBUTES                                                \
-  __attribute__((noinline, section(".text.ap_child"), used,             \
-                 no_builtin("memset", "memcpy", "memmove", "strlen"),   \
-                 no_sanitize("address", "undefined", "thread")))
-#define CHILD_STACK __attribute__((no_stack_protector))
-#else
-#define CHILD_ATTRIBUTES                                                     \
-  __attribute__((noinline, section(".text.ap_child"), used,                  \
-                 optimize("no-tree-loop-distribute-patterns"),               \
-                 no_sanitize("address"), no_sanitize("undefined"),           \
-                 no_sanitize("thread"), no_instrument_function))
-#if __GNUC__ >= 11
-#define CHILD_STACK __attribute__((no_stack_protector))
-#else
-#define CHILD_STACK __attribute__((optimize("no-stack-protector")))
-#endif
-#endif
-#define CHILD_CODE CHILD_ATTRIBUTES CHILD_STACK
-
-#if INLINE_SYSCALLS
-enum { CLONE_EXTRA = 0 };
-
-CHILD_CODE static long ap_child_call(long n, long a, long b, long c, long d) {
-  SYSCALL_DECL(n);
-  ARG1;
-  ARG2;
-  ARG3;
-  ARG4;
-  SYSCALL_ASM;
-}
-#else
-/* Not written for this architecture: with CLONE_VFORK the parent's thread waits
- * until the exec, so that libc's wrapper may use its errno. */
-enum { CLONE_EXTRA = CLONE_VFORK };
-
-static long ap_child_call(long n, long a, long b, long c, long d) {
-  long result = syscall(n, a, b, c, d);
-  return result < 0 ? -errno : result;
-}
-#endif
-
-#define CALL1(n, a) ap_child_call(n, (long)(a), 0, 0, 0)
-#define CALL2(n, a, b) ap_child_call(n, (long)(a), (long)(b), 0, 0)
-#define CALL3(n, a, b, c) ap_child_call(n, (long)(a), (long)(b), (long)(c), 0)
-#define CALL4(n, a, b, c, d) \
-  ap_child_call(n, (long)(a), (long)(b), (long)(c), (long)(d))
-
-/* ---- the child ---------------------------------------------------------- */
-
-enum { KERNEL_SIGSET_SIZE = 8, LAST_SIGNAL = 64 };
-
-/* The kernel's sigaction, whose first word is the handler on every architecture
- * but mips; zeroes in the rest mean SIG_DFL without flags everywhere. */
-typedef struct {
-  unsigned long handler;
-  unsigned long rest[7];
-} kernel_sigaction;
-
-CHILD_CODE static void ap_child_default_signal(int signal) {
-  kernel_sigaction action;
-  action.handler = 0;
-  /* volatile: or the compiler makes it a memset */
-  for (volatile unsigned long *word = action.rest; word < action.rest + 7; word++)
-    *word = 0;
-  CALL4(SYS_rt_sigaction, signal, &action, 0, KERNEL_SIGSET_SIZE);
-}
-
-/* Handlers of the parent must not run in the child, not even between the moment
- * the signal mask is restored and the exec. Ignored signals stay ignored, as
- * exec leaves them. */
-CHILD_CODE static void ap_child_reset_signals(int flags) {
-  kernel_sigaction action;
-  for (int signal = 1; signal <= LAST_SIGNAL; signal++) {
-    if (signal == SIGKILL || signal == SIGSTOP) continue;
-    if (CALL4(SYS_rt_sigaction, signal, 0, &action, KERNEL_SIGSET_SIZE) < 0)
-      continue;
-    if (action.handler > 1) ap_child_default_signal(signal);
-  }
-  if (flags & AP_RESTORE_SIGNALS) { /* as _Py_RestoreSignals does */
-    ap_child_default_signal(SIGPIPE);
-    ap_child_default_signal(SIGXFSZ);
-  }
-}
-
-CHILD_CODE static long ap_child_inherit(int fd) {
-  long flags = CALL2(SYS_fcntl, fd, F_GETFD);
-  if (flags < 0) return flags;
-  if (!(flags & FD_CLOEXEC)) return 0;
-  return CALL3(SYS_fcntl, fd, F_SETFD, flags & ~FD_CLOEXEC);
-}
-
-CHILD_CODE static long ap_child_stdio(const ap_plan *plan) {
-  int from[3];
-  long result;
-  /* A source among 0..2 would be overwritten before its turn: all up first. */
-  for (int i = 0; i < 3; i++) {
-    from[i] = plan->fds[i];
-    if (from[i] < 0 || from[i] > 2 || from[i] == i) continue;
-    result = CALL3(SYS_fcntl, from[i], F_DUPFD_CLOEXEC, 3);
-    if (result < 0) return result;
-    from[i] = (int)result;
-  }
-  for (int i = 0; i < 3; i++) {
-    if (from[i] < 0) continue;
-    if (from[i] == i)
-      result = ap_child_inherit(i); /* dup3 refuses it, dup2 would leave CLOEXEC */
-    else
-      result = CALL3(SYS_dup3, from[i], i, 0);
-    if (result < 0) return result;
-  }
-  return 0;
-}
-
-CHILD_CODE static int ap_child_keeps(const ap_plan *plan, long fd) {
-  if (fd < 3) return 1;
-  for (int i = 0; i < plan->keep_count; i++)
-    if (plan->keep[i] == fd) return 1;
-  return 0;
-}
-
-typedef struct {
-  uint64_t inode;
-  int64_t offset;
-  uint16_t length;
-  uint8_t type;
-  char name[];
-} kernel_dirent;
-
-/* Before Linux 5.9, or where seccomp refuses close_range: ask which are open. */
-CHILD_CODE static int ap_child_close_listed(const ap_plan *plan) {
-  uint64_t buffer[128];
-  long dir = CALL4(SYS_openat, AT_FDCWD, plan->open_files,
-                   O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-  if (dir < 0) return 0;
-  for (;;) {
-    long size = CALL3(SYS_getdents64, dir, buffer, sizeof buffer);
-    if (size < 0) return 0;
-    if (size == 0) break;
-    for (long at = 0; at < size;) {
-      const kernel_dirent *entry = (const void *)((const char *)buffer + at);
-      long fd = 0;
-      const char *digit = entry->name;
-      for (; *digit >= '0' && *digit <= '9'; digit++) fd = fd * 10 + (*digit - '0');
-      if (digit != entry->name && fd != dir && !ap_child_keeps(plan, fd))
-        CALL1(SYS_close, fd);
-      at += entry->length;
-    }
-  }
-  CALL1(SYS_close, dir);
-  return 1;
-}
-
-/* Without /proc: every number there can be. */
-CHILD_CODE static void ap_child_close_all(const ap_plan *plan) {
-  struct {
-    uint64_t now, most;
-  } limit;
-  long end = 65536;
-  if (CALL4(SYS_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, &limit) == 0 &&
-      limit.now < (1u << 30))
-    end = (long)limit.now;
-  for (long fd = 3; fd < end; fd++)
-    if (!ap_child_keeps(plan, fd)) CALL1(SYS_close, fd);
-}
-
-CHILD_CODE static void ap_child_close_fds(const ap_plan *plan) {
-  unsigned start = 3;
-  for (int i = 0; i <= plan->keep_count; i++) {
-    unsigned end = i < plan->keep_count ? (unsigned)plan->keep[i] : ~0u;
-    unsigned last = i < plan->keep_count ? end - 1 : end;
-    if (end > start && CALL3(SYS_close_range, start, last, 0) < 0) {
-      if (!ap_child_close_listed(plan)) ap_child_close_all(plan);
-      return;
-    }
-    start = end + 1;
-  }
-}
-
-/* What comes between clone and exec, in CPython's order (child_exec in
- * Modules/_posixsubprocess.c). 0 or -errno; *step tells what was tried. */
-CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
-  long result;
-  *step = AP_STEP_SETUP;
-  for (int i = 0; i < plan->pass_count; i++) {
-    result = ap_child_inherit(plan->pass_fds[i]);
-    if (result < 0) return result;
-  }
-  result = ap_child_stdio(plan);
-  if (result < 0) return result;
-  if (plan->cwd) {
-    *step = AP_STEP_CHDIR;
-    result = CALL1(SYS_chdir, plan->cwd);
-    if (result < 0) return result;
-    *step = AP_STEP_SETUP;
-  }
-  if (plan->flags & AP_UMASK) CALL1(SYS_umask, plan->file_mode_mask);
-  if (plan->flags & AP_SETSID) {
-    result = CALL1(SYS_setsid, 0);
-    if (result < 0) return result;
-  }
-  if (plan->flags & AP_SETPGID) {
-    result = CALL2(SYS_setpgid, 0, plan->process_group);
-    if (result < 0) return result;
-  }
-  /* The raw calls, of this thread only: libc's would try to tell all threads. */
-  if (plan->flags & AP_SETGROUPS) {
-    result = CALL2(SET_GROUPS, plan->group_count, plan->groups);
-    if (result < 0) return result;
-  }
-  if (plan->flags & AP_SETGID) {
-    result = CALL2(SET_GID, plan->gid, plan->gid);
-    if (result < 0) return result;
-  }
-  if (plan->flags & AP_SETUID) {
-    result = CALL2(SET_UID, plan->uid, plan->uid);
-    if (result < 0) return result;
-  }
-  if (plan->flags & AP_CLOSE_FDS) ap_child_close_fds(plan);
-  return 0;
-}
-
-/* Tries the candidates as the shell and CPython do: a refusal is remembered over
- * a miss. Returns -errno, or does not return. */
-CHILD_CODE static long ap_child_exec(const ap_plan *plan) {
-  long refusal = 0, result = -ENOENT;
-  for (const char *const *program = plan->programs; *program; program++) {
-    result = CALL3(SYS_execve, *program, plan->argv, plan->envp);
-    if (result != -ENOENT && result != -ENOTDIR && !refusal) refusal = result;
-  }
-  return refusal ? refusal : result;
-}
-
-CHILD_CODE static int ap_child_main(void *argument) {
-  const ap_plan *plan = argument;
-  int step;
-  int32_t report;
-  ap_child_reset_signals(plan->flags);
-  long result = ap_child_setup(plan, &step);
-  if (result == 0) {
-    step = AP_STEP_EXEC;
-    /* The caller's mask, as late as can be. */
-    CALL4(SYS_rt_sigprocmask, SIG_SETMASK, &plan->signal_mask, 0,
-          KERNEL_SIGSET_SIZE);
-    result = ap_child_exec(plan);
-  }
-  report = (int32_t)-result | step << 16;
-  CALL3(SYS_write, plan->result_fd, &report, sizeof report);
-  CALL1(SYS_exit_group, 127);
-  return 127;
-}
-
-/* ---- the parent's side -------------------------------------------------- */
-
 /* The child's own frames need less than 2 KiB (most in ap_child_close_listed);
  * no signal handler runs on this stack. */
 enum { STACK_SIZE = 16 * 1024 };
@@ -384,6 +63,14 @@ int clone_pipe(ap_child *child, ap_plan *plan) {
   return 0;
 }
 
+#if INLINE_SYSCALLS
+enum { CLONE_EXTRA = 0 };
+#else
+/* Not written for this architecture: with CLONE_VFORK the parent's thread waits
+ * until the exec, so that libc's wrapper may use its errno. */
+enum { CLONE_EXTRA = CLONE_VFORK };
+#endif
+
 static int memory_flags(bool copy) { return copy ? 0 : CLONE_VM | CLONE_EXTRA; }
 
 int clone_start(ap_child *child, ap_plan *plan, int strategy) {
@@ -399,16 +86,6 @@ int clone_start(ap_child *child, ap_plan *plan, int strategy) {
 }
 
 /* ---- the probe ---------------------------------------------------------- */
-
-typedef struct {
-  volatile int seen;
-} probe_mark;
-
-CHILD_CODE static int ap_child_probe(void *argument) {
-  ((probe_mark *)argument)->seen = 1;
-  CALL1(SYS_exit_group, 7);
-  return 7;
-}
 
 /* One child that marks our memory and ends. CLONE_VM does not share memory under
  * QEMU's user mode and WSL1, CLONE_PIDFD is ignored before Linux 5.2, and seccomp

@@ -73,7 +73,7 @@ typedef struct {
   int32_t handle_count;   /* inheritable handles to pass on */
   int32_t job_count;      /* jobs that the child is a member of from the start */
   /* Filled in by ap_port_spawn. */
-  int64_t token; /* what is returned, for callers that may be interrupted then */
+  int64_t token; /* the result, for callers that are interrupted before they get it */
 } ap_request;
 
 typedef struct {
@@ -89,16 +89,16 @@ typedef struct {
   int64_t max_rss; /* KiB; -1: unknown */
 } ap_completion;
 
-/* Opens a port. On success *port is set. Somebody has to call ap_port_wait all the
- * time. */
+/* Opens a port. On success *port is set, and a thread has to call ap_port_wait
+ * again and again. */
 int ap_port_open(ap_port **port);
 
-/* Waits for something to tell, and does what there is to be done meanwhile; to be
- * called by one thread. Returns AP_NEWS once until ap_port_next has been called.
- * After AP_CLOSED the port must not be used any more. */
+/* Waits until there is something to report, and handles packets meanwhile; to be called
+ * by one thread. Returns AP_NEWS once until ap_port_next has been called. The port must
+ * not be used after AP_CLOSED. */
 int ap_port_wait(ap_port *port, uint32_t milliseconds);
 
-/* Has ap_port_wait return. */
+/* Makes ap_port_wait return. */
 int ap_port_wake(ap_port *port);
 
 /* Fills in up to n completions and returns how many. Does not block. */
@@ -109,8 +109,8 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n);
 int ap_port_live(ap_port *port);
 
 /* Closes a port: the next ap_port_wait cancels what is pending and frees it. Its
- * children are orphans from now on; its pipes can only be closed; its jobs are as they
- * were, but that nothing is told of them any more. */
+ * children are orphans from now on; its pipes can only be closed; its jobs stay as they
+ * are, but nothing is reported about them any more. */
 int ap_port_close(ap_port *port);
 
 /* Starts a child, by a thread of ours. > 0: its token; completions will name it.
@@ -119,8 +119,8 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request,
                       const char *strings, const int64_t *handles,
                       const int64_t *jobs);
 
-/* The caller wants to hear no more of this child: it is killed, be it only about
- * to start, and what it holds is closed. Also for orphans. */
+/* Gives up a child: it is killed, even if it is only about to start, and what it holds is
+ * closed. Also for orphans. */
 int ap_abandon(int64_t token);
 
 /* TerminateProcess with exit code 1. -ERROR_INVALID_PARAMETER, which stands for an
@@ -132,16 +132,16 @@ int ap_terminate(int64_t token);
  * ap_terminate. */
 int ap_console_event(int64_t token, uint32_t event);
 
-/* Asks after an orphan: 1 when it has ended (out is filled in, the token is gone),
+/* Checks an orphan: 1 when it has ended (out is filled in, the token is gone),
  * 0 when it lives or is no orphan. */
 int ap_poll(int64_t token, ap_completion *out);
 
-/* As ap_poll, for any child, and only looks. */
+/* As ap_poll, for any child, but without consequences: the token stays. */
 int ap_peek(int64_t token, ap_completion *out);
 
 /* Makes a pipe. *ours belongs to the caller until ap_pipe_close; *theirs, which
- * blocks and is not inheritable, to be closed by ap_handle_close. `size`: bytes
- * that the system shall buffer. */
+ * blocks and is not inheritable, to be closed by ap_handle_close. `size`: how many bytes
+ * the system is to buffer. */
 int ap_pipe_open(ap_port *port, int64_t key, int what, uint32_t size,
                  ap_pipe **ours, int64_t *theirs);
 
@@ -163,7 +163,7 @@ int ap_pipe_write(ap_pipe *pipe, const char *data, uint32_t n);
 /* 1 while what was taken has not gone out. */
 int ap_pipe_writing(ap_pipe *pipe);
 
-/* The number of our end, for people. */
+/* The number of our end, for messages. */
 int64_t ap_pipe_handle(const ap_pipe *pipe);
 
 /* Frees the pipe. What was taken still goes out, as long as the port is open. */
@@ -186,7 +186,7 @@ int64_t ap_job_open(ap_port *port, int flags);
 /* The handle, which stays ours. */
 int64_t ap_job_handle(int64_t id);
 
-/* How many processes it has, with those of jobs nested in it. */
+/* How many processes it has, including those of jobs nested in it. */
 int64_t ap_job_active(int64_t id);
 
 /* TerminateJobObject: ends all its processes. */

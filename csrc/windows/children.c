@@ -1,5 +1,5 @@
-/* All children of this process, and what can be done to one child by
- * anybody at any time, be its port open or not. */
+/* All children of this process, and what anybody can do to one of them at any time,
+ * whether its port is open or not. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -60,7 +60,7 @@ bool child_look(ap_child *child) {
   ap_completion *end = &child->end;
   FILETIME created, exited, kernel, user;
   PROCESS_MEMORY_COUNTERS memory;
-  DWORD code = UINT32_MAX; /* should it fail: not that all was well */
+  DWORD code = UINT32_MAX; /* should the call fail: not 0, which means success */
   end->token = child->token;
   end->kind = AP_EXITED;
   end->pid = child->pid;

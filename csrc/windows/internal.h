@@ -1,4 +1,15 @@
-/* What the files of csrc/windows share among themselves. */
+/* What the files of csrc/windows share among themselves, from the bottom up. A file calls
+ * those above it in this list, none below it:
+ *
+ *   tokens.c
+ *   plan.c        what a child is made of
+ *   children.c    all children, and what anybody may do to one
+ *   news.c        what a port has to tell
+ *   pipe.c        pipes
+ *   job.c         jobs
+ *   port.c        ports, and the thread that waits for their packets
+ *   spawn.c       children of our own, on threads of our own
+ */
 #ifndef AIOPROC_INTERNAL_H
 #define AIOPROC_INTERNAL_H
 
@@ -21,6 +32,23 @@ typedef enum {
   CHILD_ENDED
 } child_state;
 
+/* A child's description with everything that it needs: one block of memory, and
+ * handles that nobody else closes. */
+typedef struct ap_plan ap_plan;
+struct ap_plan {
+  ap_plan *next; /* in spawn.c's queue */
+  int64_t token;
+  int flags;
+  DWORD creation_flags, startup_flags;
+  WORD show_window;
+  HANDLE std[3]; /* with AP_STD_HANDLES: ours; NULL: there is none */
+  HANDLE *handles;
+  DWORD handle_count;
+  HANDLE *jobs; /* duplicates */
+  DWORD job_count;
+  wchar_t *program, *command, *cwd, *environment;
+};
+
 /* A child of an open port is freed by that port's two threads only: by the one in
  * ap_port_wait when nobody wants to hear of it, else by the loop's in ap_port_next.
  * Until then the waiting thread may use it without the lock. */
@@ -28,7 +56,7 @@ typedef struct ap_child ap_child;
 struct ap_child {
   int64_t token;
   child_state state;
-  struct ap_plan *plan; /* CHILD_CREATING */
+  ap_plan *plan;        /* CHILD_CREATING */
   HANDLE process;       /* CHILD_RUNNING */
   HANDLE wait;          /* registered, see port.c */
   HANDLE iocp;          /* where its callback posts to */
@@ -114,7 +142,19 @@ static inline int failure(void) {
   return error ? -error : -ERROR_GEN_FAILURE;
 }
 
+/* plan.c */
+
+/* 0 or -error. */
+int plan_new(const ap_request *request, const char *strings, const int64_t *handles,
+             const int64_t *jobs, ap_plan **result);
+void plan_free(ap_plan *plan);
+/* The handles std[], where they are ours: the child has its own. */
+void plan_close_std(ap_plan *plan);
+/* The child is to inherit this one. */
+void plan_add_handle(ap_plan *plan, HANDLE handle);
+
 /* children.c: all children of this process. With the lock held. */
+
 ap_child *child_new(void);
 void child_free(ap_child *child); /* closes and frees all it holds */
 void child_link(ap_port *port, ap_child *child);
@@ -122,28 +162,37 @@ void child_unlink(ap_child *child);
 /* Notes how it ended. True where it had. */
 bool child_look(ap_child *child);
 
-/* spawn.c: with the lock held. */
-void plan_free(struct ap_plan *plan);
+/* news.c: the news of a port, with the lock held. */
 
-/* port.c: posts a packet that names a child. */
-void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
-/* With the lock held. */
-void port_tell_pipe(ap_port *port, ap_pipe *pipe);
+void tell_child(ap_port *port, ap_child *child);
+void tell_pipe(ap_port *port, ap_pipe *pipe);
+bool has_news(const ap_port *port);
+/* The first, which is among the news no more. There has to be one. */
+ap_child *next_child_news(ap_port *port);
+ap_pipe *next_pipe_news(ap_port *port);
 
-/* pipe.c: an operation's packet has come. With the lock held. */
+/* pipe.c: with the lock held. */
+
+/* An operation's packet has come. */
 void pipe_completed(ap_operation *operation);
-/* Fills in what is to be told of a pipe. 0 or 1. With the lock held. */
+/* Fills in what is to be told of a pipe. 0 or 1. */
 int pipe_next(ap_pipe *pipe, ap_completion *out);
 /* Cancels and detaches all pipes of a port, as far as their packets have come;
- * the rest by pipe_completed. With the lock held. */
+ * the rest by pipe_completed. */
 void pipes_detach(ap_port *port);
 
 /* job.c: with the lock held. */
+
 /* What a job's packet says. */
 void job_message(ap_port *port, ULONG_PTR key, DWORD message);
 /* Fills in the next of a port's news of jobs. */
 void job_next(ap_port *port, ap_completion *out);
 /* The port is about to go. */
 void jobs_detach(ap_port *port);
+
+/* port.c */
+
+/* Posts a packet that names a child. */
+void port_post(HANDLE iocp, ULONG_PTR key, int64_t token);
 
 #endif

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Whoever uses the handle without the lock counts among its uses, as does the table:
- * so ap_job_close, from another thread, closes it only after that. */
+/* Everyone who uses the handle without the lock is counted in `uses`, and so is the
+ * table: ap_job_close, from another thread, closes it only after the last of them. */
 struct ap_job {
   int64_t id;
   HANDLE handle;
@@ -172,9 +172,9 @@ int ap_job_close(int64_t id) {
   }
   unlock();
   if (!job) return -ERROR_INVALID_HANDLE;
-  /* By the system they would end with 0, as if all were well. */
+  /* The system would end them with 0, as if they had succeeded. */
   if (job->flags & AP_KILL_ON_CLOSE) TerminateJobObject(job->handle, 1);
-  /* There may be other handles of it. */
+  /* Others may have handles of it. */
   associate(job->handle, NULL, id);
   release(job);
   return 0;

@@ -15,7 +15,7 @@ static volatile LONG names;
 
 static int open_ours(int what, uint32_t size, wchar_t *name, HANDLE *result) {
   static const wchar_t digits[] = L"0123456789abcdef";
-  /* We read from the pipe that we write to as well: that ends when nobody holds the
+  /* A pipe that we write to is read from as well: the read ends when nobody holds the
    * other end any more. */
   DWORD access = what == AP_WE_READ ? PIPE_ACCESS_INBOUND : PIPE_ACCESS_DUPLEX;
   for (int i = 0; i < ATTEMPTS; i++) {
@@ -55,7 +55,7 @@ static int open_both(int what, uint32_t size, HANDLE *ours, HANDLE *theirs) {
     if (*theirs != INVALID_HANDLE_VALUE) return 0;
     error = failure();
     CloseHandle(*ours);
-    /* Somebody else was there between the two calls, and has got nothing by it. */
+    /* Somebody else came between the two calls. It has done them no good. */
     if (error != -ERROR_PIPE_BUSY || i == ATTEMPTS) return error;
   }
 }
@@ -100,7 +100,7 @@ int64_t ap_pipe_handle(const ap_pipe *pipe) {
 
 /* -- operations */
 
-static bool make_room(ap_operation *operation, uint32_t size) {
+static bool reserve(ap_operation *operation, uint32_t size) {
   if (size > operation->allocated) {
     free(operation->buffer); /* what is in it has been fetched, or has gone out */
     operation->buffer = malloc(size);
@@ -178,7 +178,7 @@ static bool is_pending(const ap_operation *operation) {
 int ap_pipe_read(ap_pipe *pipe, uint32_t size) {
   int result;
   if (is_pending(&pipe->read)) return -AP_PENDING;
-  if (!make_room(&pipe->read, size)) return -ERROR_NOT_ENOUGH_MEMORY;
+  if (!reserve(&pipe->read, size)) return -ERROR_NOT_ENOUGH_MEMORY;
   do {
     result = start(&pipe->read);
     if (result == 0) result = outcome(&pipe->read);
@@ -193,7 +193,7 @@ int ap_pipe_write(ap_pipe *pipe, const char *data, uint32_t n) {
   if (is_pending(operation)) return -AP_PENDING;
   if (operation->result < 0) return operation->result;
   if (n > MOST_WRITTEN) n = MOST_WRITTEN;
-  if (!make_room(operation, n)) return -ERROR_NOT_ENOUGH_MEMORY;
+  if (!reserve(operation, n)) return -ERROR_NOT_ENOUGH_MEMORY;
   memcpy(operation->buffer, data, n);
   int result = start(operation);
   if (result == -AP_PENDING) return (int)n;
@@ -234,7 +234,8 @@ static void free_if_over(ap_pipe *pipe) {
 }
 
 static void cancel(ap_operation *operation) {
-  if (operation->pending && operation->pipe->handle != INVALID_HANDLE_VALUE) CancelIoEx(operation->pipe->handle, &operation->overlapped);
+  if (operation->pending && operation->pipe->handle != INVALID_HANDLE_VALUE)
+    CancelIoEx(operation->pipe->handle, &operation->overlapped);
 }
 
 void ap_pipe_close(ap_pipe *pipe) {
@@ -264,7 +265,7 @@ void pipe_completed(ap_operation *operation) {
   port->pending--;
   if (goes_on) {
     operation->told = true;
-    port_tell_pipe(port, pipe);
+    tell_pipe(port, pipe);
     return;
   }
   if (port->closing && !pipe->read.pending && !pipe->write.pending) unlink_pipe(pipe);
@@ -282,7 +283,7 @@ int pipe_next(ap_pipe *pipe, ap_completion *out) {
     pipe->read.told = false;
     out->kind = AP_READ;
     out->result = pipe->read.result;
-    if (pipe->write.told) port_tell_pipe(pipe->port, pipe);
+    if (pipe->write.told) tell_pipe(pipe->port, pipe);
     return 1;
   }
   pipe->write.told = false;

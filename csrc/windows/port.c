@@ -39,28 +39,6 @@ static int64_t posted_token(const OVERLAPPED_ENTRY *entry) {
          (uint32_t)(ULONG_PTR)entry->lpOverlapped;
 }
 
-/* -- news */
-
-static void tell_child(ap_port *port, ap_child *child) {
-  if (child->in_news) return;
-  child->in_news = true;
-  child->next_news = NULL;
-  *port->child_news_end = child;
-  port->child_news_end = &child->next_news;
-}
-
-void port_tell_pipe(ap_port *port, ap_pipe *pipe) {
-  if (pipe->in_news) return;
-  pipe->in_news = true;
-  pipe->next_news = NULL;
-  *port->pipe_news_end = pipe;
-  port->pipe_news_end = &pipe->next_news;
-}
-
-static bool has_news(const ap_port *port) {
-  return port->child_news || port->pipe_news || port->job_news;
-}
-
 /* -- exits */
 
 /* In a thread of the system; UnregisterWaitEx waits for its end. */
@@ -92,7 +70,7 @@ static void exited(ap_port *port, ap_child *child) {
   unlock();
 }
 
-/* Its creation has come to an end. */
+/* CreateProcessW has returned. */
 static void created(ap_port *port, ap_child *child) {
   lock();
   if (child->state == CHILD_FAILED) {
@@ -117,7 +95,7 @@ static void created(ap_port *port, ap_child *child) {
   }
 }
 
-/* At the children that could not be watched. */
+/* Looks at the children that could not be watched. */
 static void look(ap_port *port) {
   for (;;) {
     lock();
@@ -163,8 +141,8 @@ static void handle(ap_port *port, const OVERLAPPED_ENTRY *entry) {
     exited(port, child);
 }
 
-/* Ends what the port has going on and frees it. Does not wait for anything but
- * packets that are on their way. */
+/* Cancels what is pending and frees the port. Waits only for packets that are on their
+ * way. */
 static void finish(ap_port *port) {
   lock();
   while (port->children) {
@@ -265,17 +243,11 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n) {
   int count = 0;
   lock();
   while (count < n && port->child_news) {
-    ap_child *child = port->child_news;
-    port->child_news = child->next_news;
-    if (!port->child_news) port->child_news_end = &port->child_news;
-    child->in_news = false;
+    ap_child *child = next_child_news(port);
     count += next_of_child(port, child, &completions[count]);
   }
   while (count < n && port->pipe_news) {
-    ap_pipe *pipe = port->pipe_news;
-    port->pipe_news = pipe->next_news;
-    if (!port->pipe_news) port->pipe_news_end = &port->pipe_news;
-    pipe->in_news = false;
+    ap_pipe *pipe = next_pipe_news(port);
     count += pipe_next(pipe, &completions[count]);
   }
   while (count < n && port->job_news) job_next(port, &completions[count++]);

@@ -1,0 +1,133 @@
+/* Children of our own, by whatever strategy: the way of each to its port. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#if AP_LINUX
+static int64_t start_clone(ap_port *port, ap_request *request,
+                           const char *strings, const int32_t *pass_fds,
+                           const uint32_t *groups) {
+  int64_t result;
+  ap_plan *plan;
+  ap_child *child = NULL;
+  request->step = AP_STEP_SETUP;
+  void *memory = plan_new(clone_stack_size(), request, strings, pass_fds, groups,
+                          &plan);
+  if (!memory) return -ENOMEM;
+
+  pthread_mutex_lock(&ap_lock);
+  child = child_new();
+  if (!child) {
+    free(memory);
+    result = -ENOMEM;
+    goto finish;
+  }
+  child->state = CHILD_STARTING;
+  child->memory = memory;
+  result = clone_pipe(child, plan);
+  if (result < 0) goto finish;
+  result = watch_exec(port, child);
+  if (result < 0) {
+    close(plan->result_fd);
+    goto finish;
+  }
+  child->port = port;
+  result = clone_start(child, plan, request->strategy);
+  if (result < 0) {
+    unwatch_exec(child);
+    goto finish;
+  }
+  request->pid = child->pid;
+  result = port_take(port, child);
+
+finish:
+  if (result < 0 && child) child_free(child);
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+#else
+static int64_t start_clone(ap_port *port, ap_request *request,
+                           const char *strings, const int32_t *pass_fds,
+                           const uint32_t *groups) {
+  (void)port, (void)request, (void)strings, (void)pass_fds, (void)groups;
+  return -ENOTSUP;
+}
+#endif
+
+static int64_t start_portable(ap_port *port, ap_request *request,
+                              const char *strings, const int32_t *pass_fds) {
+  ap_child made = {.pidfd = -1, .exec_fd = -1};
+  ap_child *child;
+
+  /* The record first: once there is a child, nothing may fail any more. */
+  pthread_mutex_lock(&ap_lock);
+  child = child_new();
+  pthread_mutex_unlock(&ap_lock);
+  request->step = AP_STEP_SETUP;
+  if (!child) return -ENOMEM;
+
+  int64_t result = spawn_posix(&made, request, strings, pass_fds);
+
+  pthread_mutex_lock(&ap_lock);
+  if (result < 0) {
+    child_free(child);
+  } else {
+    child->state = CHILD_RUNNING;
+    child->pid = made.pid;
+    child->pidfd = made.pidfd;
+    child->rss_floor = made.rss_floor;
+    request->pid = child->pid;
+    request->started = 1;
+    result = port_take(port, child);
+    expect_exit(port, child);
+  }
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+int ap_strategies(void) {
+  return AP_LINUX ? AP_CLONE | AP_COPY | AP_PORTABLE : AP_PORTABLE;
+}
+
+#if !AP_LINUX
+int ap_tracer(void) { return 0; }
+#endif
+
+int ap_probe(int strategy, const char **what) {
+#if AP_LINUX
+  if (strategy == AP_CLONE || strategy == AP_COPY) return clone_probe(strategy, what);
+#endif
+  if (strategy == AP_PORTABLE) return process_probe(what);
+  *what = "strategy";
+  return -ENOTSUP;
+}
+
+int ap_features(void) {
+  int features = portable_features();
+#if AP_LINUX
+  features |= linux_features();
+#else
+  features |= AP_HAS_KQUEUE;
+#endif
+#if defined(__GLIBC__) && !defined(__UCLIBC__)
+  /* stdlib/setenv.c: what it has replaced may still be in somebody's hands. musl frees
+   * it, the BSDs write over it. */
+  features |= AP_KEEPS_ENVIRON;
+#endif
+  return features;
+}
+
+int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
+                      const int32_t *pass_fds, const uint32_t *groups) {
+  if (port_is_foreign(port)) return -ECHILD;
+  request->started = 0;
+  request->step = AP_STEP_NONE;
+  if (request->strategy == AP_PORTABLE)
+    request->token = start_portable(port, request, strings, pass_fds);
+  else
+    request->token = start_clone(port, request, strings, pass_fds, groups);
+  return request->token;
+}
