@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ..stdio import BaseStdio, close_all
 from ..watcher import Watcher
 from .lib import check, ffi, lib, windows_error
+from .port import Port
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
-    from .native import _Port
 
 DEVNULL, PIPE = -3, -1
 
@@ -55,13 +55,13 @@ class End:
 
     def __init__(
         self,
-        port: _Port,
+        port: Port,
         loop: asyncio.AbstractEventLoop,
         key: int,
         pipe: Any,
         context: contextvars.Context,
     ) -> None:
-        self._port: _Port | None = port
+        self._port: Port | None = port
         self._loop = loop
         self._context = context
         self._key = key
@@ -311,7 +311,7 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
             lib.ap_pipe_close(pipe)
         self.finish()
 
-    def open(self, spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) -> None:
+    def open(self, spec: SpawnSpec, port: Port, loop: asyncio.AbstractEventLoop) -> None:
         if spec.stdio == (None, None, None) and not spec.stderr_to_stdout:
             return
         self.theirs = [0, 0, 0]
