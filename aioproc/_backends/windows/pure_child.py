@@ -11,6 +11,7 @@ import threading
 
 from ..base import ResourceUsage
 from ..child import BaseChild
+from ..orphans import Orphans
 from .overlapped import Port
 from .overlapped_pipes import PipeReadEnd, PipeWriteEnd, Stdio
 
@@ -135,24 +136,4 @@ class WindowsChild(BaseChild):
             orphans.add(self)
 
 
-class _Orphans:
-    """Children that no loop watches any more; looked at by every spawn."""
-
-    def __init__(self) -> None:
-        self._children: dict[WindowsChild, None] = {}
-        self._lock = threading.RLock()
-
-    def add(self, child: WindowsChild) -> None:
-        with self._lock:
-            self._children[child] = None
-
-    def reap(self) -> None:
-        if not self._children:
-            return
-        with self._lock:
-            for child in list(self._children):
-                if child.reap():
-                    self._children.pop(child, None)
-
-
-orphans = _Orphans()
+orphans = Orphans(WindowsChild.reap)
