@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import _winapi
 import contextvars
-import errno
 import msvcrt
 import os
 import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..stdio import BaseStdio, close_all
+from ..stdio import DEVNULL, PIPE, BaseStdio, close_all
 from ..watcher import Watcher
+from .ends import BaseEnd, closed, not_yet
 from .overlapped import Port
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
-
-DEVNULL, PIPE = -3, -1
 
 #: Bytes that Windows keeps for a pipe's reader.
 PIPE_SIZE = 64 * 1024
@@ -35,42 +33,23 @@ PIPE_REJECT_REMOTE_CLIENTS = 0x8
 FILE_READ_ATTRIBUTES, FILE_WRITE_ATTRIBUTES = 0x80, 0x100
 
 
-class _End:
-    """Our end of a pipe; the number of it is a handle, not a descriptor."""
+class _End(BaseEnd):
+    """Its operations are under way at the port, which tells it of their ends."""
 
-    __slots__ = (
-        "__weakref__",
-        "_callback",
-        "_context",
-        "_error",
-        "_handle",
-        "_operation",
-        "_port",
-    )
+    __slots__ = ("__weakref__", "_error", "_operation", "_port")
 
     def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
         port.join(self, handle)
+        super().__init__(handle, context)
         self._port = port
-        self._context = context
-        self._handle = handle
-        self._callback: Callable[[], None] | None = None
         #: What is under way.
         self._operation: Any = None
         self._error: OSError | None = None
-
-    def fileno(self) -> int:
-        return self._handle
-
-    def enlarge(self) -> bool:
-        return False  # a pipe keeps the size it was made with
 
     def watch(self, callback: Callable[[], None]) -> None:
         if self._callback is None:
             self._callback = callback
             self._port.call_soon(self._notify)
-
-    def unwatch(self) -> None:
-        self._callback = None
 
     def _is_ready(self) -> bool:
         """Whether reading or writing would not have to wait."""
@@ -85,11 +64,6 @@ class _End:
                 if self._callback is not None and self._is_ready():
                     self._port.call_soon(self._notify)
 
-    def _call(self, callback: Callable[[], None]) -> None:
-        """In the contextvars of the child's creation. Of a copy, since a callback may run
-        a loop of its own."""
-        self._context.copy().run(callback)
-
     def cancel(self) -> None:
         """The port closes. The pipe stays open: its end would tell the child something."""
         self._callback = None
@@ -98,7 +72,7 @@ class _End:
 
     def _check(self) -> None:
         if self._handle < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            raise closed()
 
     def abort(self) -> None:
         """Closes at once; what is under way is cancelled."""
@@ -149,7 +123,7 @@ class PipeReadEnd(_End):
             raise self._error
         if self._at_end:
             return False
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise not_yet()
 
     def _is_ready(self) -> bool:
         if self._handle >= 0:
@@ -218,7 +192,7 @@ class PipeWriteEnd(_End):
         if self._error is not None:
             raise self._error
         if self._operation is not None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            raise not_yet()
         # A copy: the caller may do with it what he likes once we have said it is taken.
         chunk = bytes(data[:MOST_WRITTEN])
         overlapped = self._port.begin(self._done)
