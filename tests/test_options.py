@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,8 @@ if WINDOWS:
     pytest.skip("not on Windows: see test_windows.py", allow_module_level=True)
 if not HAS_PROC:
     pytest.skip("children look at themselves by Linux' /proc", allow_module_level=True)
+
+import fcntl
 
 import seccomp
 from conftest import open_fds, python

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,15 +191,18 @@ async def test_dropped_process_goes_on(api: Any) -> None:
     reader, writer = os.pipe()
     process = await api.create_subprocess_exec(*CAT, stdin=reader, stdout=api.DEVNULL)
     os.close(reader)
-    pid = process.pid
+    pid, transport = process.pid, weakref.ref(process._transport)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del process
         collect()
     assert is_alive(pid)
     os.close(writer)
-    while pid in children():  # until it has been reaped, too
+    # Gone is not enough: a loop that closes before it has noticed leaves a warning.
+    while transport() is not None:
         await asyncio.sleep(0.001)
+        collect()
+    assert pid not in children()
 
 
 @pytest.mark.asyncio

@@ -352,7 +352,7 @@ async def test_generators_are_shut_down_while_a_child_is_made(
     monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     """The loop goes on before CreateProcessW has come to an end."""
-    monkeypatch.setattr("aioproc._backends.windows.native.REJOIN", 0)
+    monkeypatch.setattr("aioproc._backends.windows.port.REJOIN", 0)
     loop = asyncio.get_running_loop()
     words = [program, *TRUE[1:]]
     starting = [loop.create_task(aioproc.create_subprocess_exec(*words)) for _ in range(8)]

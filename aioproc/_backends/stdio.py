@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextvars
+import subprocess
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from .base import logger
 from .watcher import Watcher
+
+#: As the standard library has them.
+DEVNULL, PIPE = subprocess.DEVNULL, subprocess.PIPE
 
 
 class _Closes(Protocol):

@@ -17,7 +17,7 @@ from itertools import chain, repeat, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
-from ..stdio import BaseStdio, close_all
+from ..stdio import DEVNULL, PIPE, BaseStdio, close_all
 from ..watcher import Watcher
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ try:
     from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 except ImportError:  # no Linux: pipes have the size they have
     F_SETPIPE_SZ = 0  # type: ignore[misc]
-
-DEVNULL, PIPE = -3, -1
-
 
 #: What a pipe of a bulky flow holds, in bytes. Four times the default carries two to
 #: three times as much into a child; more gains nothing.

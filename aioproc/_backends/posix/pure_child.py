@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..base import UNKNOWN_EXIT, ResourceUsage, generation, warn_unknown_exit
 from ..child import BaseChild
+from ..orphans import Orphans
 from .pipes import Stdio
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class PureChild(BaseChild):
         if watcher is not None and watcher.loop_is_closed():
             watcher.close()
             watcher = None
-        if watcher is None and self.returncode is None and self.reap():
-            self.close_pidfd()
+        if watcher is None and self.returncode is None:
+            self.reap_unwatched()
         return self.returncode
 
     def peek(self) -> int | None:
@@ -149,6 +150,13 @@ class PureChild(BaseChild):
             finally:
                 self._reaping = False
                 self._send_owed()
+
+    def reap_unwatched(self) -> bool:
+        """As reap, for a child that nothing watches: closes the pidfd, too."""
+        ended = self.reap()
+        if ended:
+            self.close_pidfd()
+        return ended
 
     def _send_owed(self) -> None:
         while self._owed and self.returncode is None:
@@ -215,26 +223,8 @@ class PureChild(BaseChild):
         self.close_pidfd()
 
 
-class _Orphans:
-    """Children that no loop watches any more; looked at by every spawn."""
-
-    def __init__(self) -> None:
-        self._children: dict[PureChild, None] = {}
-        # Reentrant: the garbage collector may end a spawn in the midst of it.
-        self._lock = threading.RLock()
-
-    def add(self, child: PureChild) -> None:
-        with self._lock:
-            self._children[child] = None
-
-    def reap(self) -> None:
-        if not self._children:
-            return
-        with self._lock:
-            for child in list(self._children):
-                if child.reap():
-                    child.close_pidfd()
-                    self._children.pop(child, None)
+class _Orphans(Orphans[PureChild]):
+    """A watcher may take them back; in a forked process they are the parent's."""
 
     def remove(self, child: PureChild) -> bool:
         """False when it has ended meanwhile."""
@@ -251,4 +241,4 @@ class _Orphans:
         self._children = {}
 
 
-orphans = _Orphans()
+orphans = _Orphans(PureChild.reap_unwatched)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .lib import check, lib
-
-if TYPE_CHECKING:
-    from .native import _Port
+from .port import Port
 
 ERROR_INVALID_HANDLE = 6
 
@@ -24,10 +21,11 @@ class NativeJob:
 
     __slots__ = ("__weakref__", "_id", "_port", "on_empty")
 
-    def __init__(self, port: _Port, id: int) -> None:
+    def __init__(self, port: Port, id: int) -> None:
         self._port = port
         self._id = id
         self.on_empty: Callable[[], None] | None = None
+        port.jobs[id] = self
 
     def __del__(self) -> None:
         self.close()

@@ -1,8 +1,11 @@
-"""Pipes and exits on Windows, by one I/O completion port a loop.
+"""The pure backend's watcher on Windows: one I/O completion port a loop.
 
 A daemon thread waits at the port and has the loop look at what has come, so that any
 kind of loop will do, in whatever thread. Made of the modules that the standard library
 has for asyncio's Proactor loop.
+
+Children and ends of pipes stand on top of it and call it. It tells them what it hears,
+and knows no more of them than the protocols here.
 """
 
 from __future__ import annotations
@@ -12,44 +15,44 @@ import _winapi
 import asyncio
 import collections
 import contextvars
-import errno
-import msvcrt
-import os
-import secrets
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .. import watcher as watchers
-from ..stdio import BaseStdio, close_all
-from ..watcher import Watcher, by_loop
+from ..watcher import Watched, Watcher, by_loop
 
-if TYPE_CHECKING:
-    from ..._spec.spec import SpawnSpec
-    from .pure import WindowsChild
-
-DEVNULL, PIPE = -3, -1
-
-#: Bytes that Windows keeps for a pipe's reader.
-PIPE_SIZE = 64 * 1024
-#: Bytes asked for by one read: the larger number once a read has filled the smaller.
-SMALL, LARGE = 8 * 1024, 64 * 1024
-#: Most bytes of one write under way.
-MOST_WRITTEN = 64 * 1024
 #: Milliseconds between two looks whether the loop has closed: of one that has shut its
 #: generators down, and of one that may close without.
 OFTEN, SELDOM = 10, 1000
 #: Most packets taken from the port at a time.
 BATCH = 64
 
-#: Of stdin, stdout and stderr, as GetStdHandle takes them.
-STANDARD = _winapi.STD_INPUT_HANDLE, _winapi.STD_OUTPUT_HANDLE, _winapi.STD_ERROR_HANDLE
-
-PIPE_REJECT_REMOTE_CLIENTS = 0x8
-FILE_READ_ATTRIBUTES, FILE_WRITE_ATTRIBUTES = 0x80, 0x100
-
 Done = Callable[[Any], None]
+
+
+class _Child(Watched, Protocol):
+    #: Of the process.
+    handle: int
+    #: Where the exit will be told, and the wait that is registered for it.
+    port: Port | None
+    wait_handle: int
+    wait_address: int
+
+    def reap(self) -> bool:
+        """True when it has ended, now or before."""
+
+    def tell(self) -> None:
+        """In the loop: what is known by now."""
+
+    def become_orphan(self) -> None:
+        """The port closes: no loop will tell of the exit."""
+
+
+class _End(Protocol):
+    def cancel(self) -> None:
+        """The port closes: nothing will be told any more."""
 
 
 class _Queue:
@@ -98,7 +101,7 @@ class _Queue:
             _winapi.CloseHandle(iocp)
 
 
-class Port(Watcher["WindowsChild"]):
+class Port(Watcher[_Child]):
     """The completion port of a loop: who is to be told of what is under way there."""
 
     held_by_timer = True
@@ -151,7 +154,7 @@ class Port(Watcher["WindowsChild"]):
         if self.is_open and loop is not None and not loop.is_closed():
             by_loop(loop.call_soon, callback)
 
-    def watch_exit(self, child: WindowsChild) -> None:
+    def watch_exit(self, child: _Child) -> None:
         overlapped = self.begin(lambda _: self._exited(child))
         try:
             child.wait_handle = _overlapped.RegisterWaitWithQueue(
@@ -165,14 +168,14 @@ class Port(Watcher["WindowsChild"]):
         child.port = self
         self.touch()
 
-    def _exited(self, child: WindowsChild) -> None:
+    def _exited(self, child: _Child) -> None:
         if self.children.pop(id(child), None) is not None:
             child.port = None
             self._unwatch_exit(child)
             child.reap()
             child.tell()
 
-    def _unwatch_exit(self, child: WindowsChild) -> None:
+    def _unwatch_exit(self, child: _Child) -> None:
         handle, child.wait_handle = child.wait_handle, 0
         # Waits for the callback, which only posts to the port.
         _overlapped.UnregisterWaitEx(handle, _overlapped.INVALID_HANDLE_VALUE)
@@ -252,374 +255,3 @@ class Port(Watcher["WindowsChild"]):
         self._done.clear()
         self._queue.released = True
         self._queue.wake()
-
-
-# -- pipes
-
-
-class _End:
-    """Our end of a pipe; the number of it is a handle, not a descriptor."""
-
-    __slots__ = (
-        "__weakref__",
-        "_callback",
-        "_context",
-        "_error",
-        "_handle",
-        "_operation",
-        "_port",
-    )
-
-    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
-        port.join(self, handle)
-        self._port = port
-        self._context = context
-        self._handle = handle
-        self._callback: Callable[[], None] | None = None
-        #: What is under way.
-        self._operation: Any = None
-        self._error: OSError | None = None
-
-    def fileno(self) -> int:
-        return self._handle
-
-    def enlarge(self) -> bool:
-        return False  # a pipe keeps the size it was made with
-
-    def watch(self, callback: Callable[[], None]) -> None:
-        if self._callback is None:
-            self._callback = callback
-            self._port.call_soon(self._notify)
-
-    def unwatch(self) -> None:
-        self._callback = None
-
-    def _is_ready(self) -> bool:
-        """Whether reading or writing would not have to wait."""
-        raise NotImplementedError
-
-    def _notify(self) -> None:
-        """Calls back, now and in every round of the loop as long as we are ready."""
-        if self._callback is not None and self._is_ready():
-            try:
-                self._call(self._callback)
-            finally:
-                if self._callback is not None and self._is_ready():
-                    self._port.call_soon(self._notify)
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        """In the contextvars of the child's creation. Of a copy, since a callback may run
-        a loop of its own."""
-        self._context.copy().run(callback)
-
-    def cancel(self) -> None:
-        """The port closes. The pipe stays open: its end would tell the child something."""
-        self._callback = None
-        if self._operation is not None:
-            self._operation.cancel()
-
-    def _check(self) -> None:
-        if self._handle < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    def abort(self) -> None:
-        """Closes at once; what is under way is cancelled."""
-        handle, self._handle = self._handle, -1
-        self._close_handle(handle)
-
-    def _close_handle(self, handle: int) -> None:
-        self.unwatch()
-        if handle >= 0:
-            try:
-                if self._operation is not None:
-                    self._operation.cancel()
-                _winapi.CloseHandle(handle)
-            finally:
-                self._port.leave(self)
-
-
-class PipeReadEnd(_End):
-    """base.ReadEnd. Reads ahead by one operation."""
-
-    __slots__ = ("_at_end", "_data", "_size")
-
-    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
-        super().__init__(port, handle, context)
-        self._data = b""
-        self._at_end = False
-        self._size = SMALL
-
-    def read(self, n: int) -> bytes:
-        if not self._data and not self._fetch():
-            return b""
-        data = self._data[:n]
-        self._data = self._data[n:]  # not before there was memory for it
-        return data
-
-    def readinto(self, buffer: bytearray) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _fetch(self) -> bool:
-        """Gets data; False at the end, BlockingIOError when there is none yet."""
-        self._check()
-        self._begin()
-        if self._data:
-            return True
-        if self._error is not None:
-            raise self._error
-        if self._at_end:
-            return False
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    def _is_ready(self) -> bool:
-        if self._handle >= 0:
-            try:
-                self._begin()
-            except MemoryError:
-                return True  # whoever is told then reads, and learns of it
-        return bool(self._data) or self._at_end or self._error is not None
-
-    def _begin(self) -> None:
-        while not (self._data or self._at_end or self._error or self._operation):
-            overlapped = self._port.begin(self._done)
-            try:
-                overlapped.ReadFile(self._handle, self._size)
-            except MemoryError:
-                self._port.take_back(overlapped)
-                raise
-            except BrokenPipeError:
-                self._port.take_back(overlapped)
-                self._at_end = True
-            except OSError as error:
-                self._port.take_back(overlapped)
-                self._error = error
-            else:
-                self._operation = overlapped
-                if not overlapped.pending:
-                    self._take()
-
-    def _take(self) -> None:
-        overlapped, self._operation = self._operation, None
-        try:
-            self._data = overlapped.getresult()
-        except OSError as error:
-            self._error = error
-            return
-        if len(self._data) == self._size:
-            self._size = LARGE
-        # Without an error somebody has written nothing, which is not the end.
-        self._at_end = overlapped.error == _winapi.ERROR_BROKEN_PIPE
-
-    def _done(self, overlapped: Any) -> None:
-        if overlapped is self._operation:
-            self._take()
-            self._notify()
-
-    def close(self) -> None:
-        self.abort()
-
-
-class PipeWriteEnd(_End):
-    """base.WriteEnd. What write() has taken may be on its way still; it goes out also
-    when the end is closed."""
-
-    __slots__ = ("_gone", "_reader_callback", "_to_close")
-
-    def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
-        super().__init__(port, handle, context)
-        self._reader_callback: Callable[[], None] | None = None
-        #: A read that ends when nobody is at the other end.
-        self._gone: Any = None
-        #: The handle, once closed, until the last write is done.
-        self._to_close = -1
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._check()
-        if self._error is not None:
-            raise self._error
-        if self._operation is not None:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        # A copy: the caller may do with it what he likes once we have said it is taken.
-        chunk = bytes(data[:MOST_WRITTEN])
-        overlapped = self._port.begin(self._done)
-        try:
-            overlapped.WriteFile(self._handle, chunk)
-        except BaseException:
-            self._port.take_back(overlapped)
-            raise
-        if overlapped.pending:
-            self._operation = overlapped
-        return len(chunk)
-
-    def _is_ready(self) -> bool:
-        return self._operation is None
-
-    def _done(self, overlapped: Any) -> None:
-        if overlapped is not self._operation:
-            return
-        self._operation = None
-        try:
-            overlapped.getresult()
-        except OSError as error:
-            self._error = error
-        if self._to_close >= 0:
-            self._finish()
-        elif self._callback is not None:
-            self._notify()
-        elif self._error is not None:
-            self._tell_reader_gone()
-
-    def watch_reader(self, callback: Callable[[], None]) -> None:
-        if self._reader_callback is not None:
-            return
-        self._reader_callback = callback
-        self._await_reader_end()
-
-    def _await_reader_end(self) -> None:
-        overlapped = self._port.begin(self._reader_done)
-        try:
-            overlapped.ReadFile(self._handle, 1)
-        except OSError:
-            self._port.take_back(overlapped)
-            self._port.call_soon(self._tell_reader_gone)
-        else:
-            self._gone = overlapped
-
-    def _reader_done(self, overlapped: Any) -> None:
-        if overlapped is self._gone:
-            self._gone = None
-            self._tell_reader_gone()
-
-    def _tell_reader_gone(self) -> None:
-        if self._reader_callback is not None:
-            self._call(self._reader_callback)
-
-    def close(self) -> None:
-        if self._operation is None or not self._port.is_open:
-            self.abort()
-        elif self._handle >= 0:
-            self._to_close, self._handle = self._handle, -1
-            self.unwatch()
-            self._stop_watching_reader()
-
-    def abort(self) -> None:
-        self._stop_watching_reader()
-        if self._to_close >= 0:
-            self._finish()
-        else:
-            super().abort()
-
-    def cancel(self) -> None:
-        super().cancel()
-        self._stop_watching_reader()
-        if self._to_close >= 0:
-            self._finish()
-
-    def _finish(self) -> None:
-        handle, self._to_close = self._to_close, -1
-        self._close_handle(handle)
-
-    def _stop_watching_reader(self) -> None:
-        self._reader_callback = None
-        gone, self._gone = self._gone, None
-        if gone is not None:
-            gone.cancel()
-
-
-def make_pipe(size: int, ours_reads: bool) -> tuple[int, int]:
-    """Our end, overlapped, and the child's, which is not."""
-    name = rf"\\.\pipe\aioproc-{os.getpid()}-{secrets.token_hex(8)}"
-    # Ours reads in any case: it is how the writing end hears that the reader has gone.
-    access = _winapi.PIPE_ACCESS_INBOUND if ours_reads else _winapi.PIPE_ACCESS_DUPLEX
-    ours = _winapi.CreateNamedPipe(
-        name,
-        access | _winapi.FILE_FLAG_OVERLAPPED | _winapi.FILE_FLAG_FIRST_PIPE_INSTANCE,
-        _winapi.PIPE_WAIT | PIPE_REJECT_REMOTE_CLIENTS,
-        1,
-        size,
-        size,
-        _winapi.NMPWAIT_WAIT_FOREVER,
-        _winapi.NULL,
-    )
-    if ours_reads:
-        access = _winapi.GENERIC_WRITE | FILE_READ_ATTRIBUTES
-    else:
-        access = _winapi.GENERIC_READ | FILE_WRITE_ATTRIBUTES
-    try:
-        theirs = _winapi.CreateFile(
-            name, access, 0, _winapi.NULL, _winapi.OPEN_EXISTING, 0, _winapi.NULL
-        )
-    except BaseException:
-        _winapi.CloseHandle(ours)
-        raise
-    return ours, theirs
-
-
-def _has_standard(number: int) -> bool:
-    """Whether there is such a stream of ours to inherit. A program without a console has
-    none, or the number of one that is closed, which Popen trips over
-    (python/cpython#48155)."""
-    process = _winapi.GetCurrentProcess()
-    try:
-        handle = _winapi.GetStdHandle(STANDARD[number])
-        if not handle:
-            return False
-        copy = _winapi.DuplicateHandle(
-            process, handle, process, 0, False, _winapi.DUPLICATE_SAME_ACCESS
-        )
-    except OSError:
-        return False
-    _winapi.CloseHandle(copy)
-    return True
-
-
-class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
-    __slots__ = ("_to_close", "theirs")
-
-    def __init__(self, watcher: Watcher[Any]) -> None:
-        super().__init__(watcher)
-        #: What Popen gets: None, a descriptor, DEVNULL or STDOUT.
-        self.theirs: list[int | None] = [None, None, None]
-        #: The descriptors that were made for it.
-        self._to_close: list[int] = []
-
-    def finish(self) -> None:
-        close_all(self._to_close, os.close)
-
-    def _undo(self) -> None:
-        super()._undo()
-        self.finish()
-
-    def _pipe(self, number: int, size: int, port: Port) -> None:
-        ours, theirs = make_pipe(size, ours_reads=number > 0)
-        try:
-            if number == 0:
-                self.stdin = PipeWriteEnd(port, ours, self.context)
-            elif number == 1:
-                self.stdout = PipeReadEnd(port, ours, self.context)
-            else:
-                self.stderr = PipeReadEnd(port, ours, self.context)
-        except BaseException:
-            _winapi.CloseHandle(ours)
-            _winapi.CloseHandle(theirs)
-            raise
-        try:
-            fd = msvcrt.open_osfhandle(theirs, os.O_RDONLY if number == 0 else 0)
-        except BaseException:
-            _winapi.CloseHandle(theirs)
-            raise
-        self._to_close.append(fd)
-        self.theirs[number] = fd
-
-    def open(self, spec: SpawnSpec, port: Port) -> None:
-        for number, source in enumerate(spec.stdio):
-            if source == PIPE:
-                self._pipe(number, spec.pipesize if spec.pipesize > 0 else PIPE_SIZE, port)
-            else:
-                self.theirs[number] = source
-        if any(source is not None for source in spec.stdio):
-            for number in range(2 if spec.stderr_to_stdout else 3):
-                if self.theirs[number] is None and not _has_standard(number):
-                    self.theirs[number] = DEVNULL

@@ -5,21 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import errno
 import msvcrt
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..stdio import BaseStdio, close_all
+from ..stdio import DEVNULL, PIPE, BaseStdio, close_all
 from ..watcher import Watcher
+from .ends import BaseEnd, closed, not_yet
 from .lib import check, ffi, lib, windows_error
+from .port import Port
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
-    from .native import _Port
-
-DEVNULL, PIPE = -3, -1
 
 _PENDING = -lib.AP_PENDING
 
@@ -29,51 +26,26 @@ _BUFFERED = 64 * 1024
 _SMALL, _MEDIUM, _LARGE = 8 * 1024, 64 * 1024, 256 * 1024
 
 
-def _closed() -> OSError:
-    return OSError(errno.EBADF, os.strerror(errno.EBADF))
+class _End(BaseEnd):
+    """Its operations are the C layer's; the port tells it of their ends."""
 
-
-def _not_yet() -> BlockingIOError:
-    return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-
-class End:
-    """Our end of a pipe. Its operations are the C layer's; the port tells it of their
-    ends."""
-
-    __slots__ = (
-        "_callback",
-        "_context",
-        "_handle",
-        "_key",
-        "_loop",
-        "_pipe",
-        "_port",
-        "_scheduled",
-        "_suspended",
-    )
+    __slots__ = ("_key", "_loop", "_pipe", "_port", "_scheduled", "_suspended")
 
     def __init__(
         self,
-        port: _Port,
+        port: Port,
         loop: asyncio.AbstractEventLoop,
         key: int,
         pipe: Any,
         context: contextvars.Context,
     ) -> None:
-        self._port: _Port | None = port
+        super().__init__(lib.ap_pipe_handle(pipe), context)
+        self._port: Port | None = port
         self._loop = loop
-        self._context = context
         self._key = key
         self._pipe = pipe
-        self._handle: int = lib.ap_pipe_handle(pipe)
-        self._callback: Callable[[], None] | None = None
         self._scheduled = False
         self._suspended = False
-
-    def fileno(self) -> int:
-        """The handle's number; -1 when closed."""
-        return self._handle
 
     def watch(self, callback: Callable[[], None]) -> None:
         if self._callback is None:
@@ -81,11 +53,8 @@ class End:
             self._arm()
 
     def unwatch(self) -> None:
-        self._callback = None
+        super().unwatch()
         self._suspended = False
-
-    def enlarge(self) -> bool:
-        return False
 
     def _arm(self) -> None:
         """Has _fire called as soon as there is a reason."""
@@ -109,11 +78,6 @@ class End:
         finally:
             if self._callback is not None and self._pipe is not None:
                 self._arm()
-
-    def _call(self, callback: Callable[[], None]) -> None:
-        """In the contextvars of the child's creation. Of a copy, since a callback may run
-        a loop of its own."""
-        self._context.copy().run(callback)
 
     def read_done(self, result: int) -> None:
         """AP_READ has come."""
@@ -151,7 +115,7 @@ class End:
             port.remove_end(self._key)
 
 
-class PipeReadEnd(End):
+class PipeReadEnd(_End):
     __slots__ = ("_at", "_pending", "_result", "_size")
 
     def __init__(self, *args: Any) -> None:
@@ -185,9 +149,9 @@ class PipeReadEnd(End):
     def _look(self, most: int) -> tuple[int, int]:
         """Where in the C layer's buffer there are how many bytes to take."""
         if self._pipe is None:
-            raise _closed()
+            raise closed()
         if not self._start():
-            raise _not_yet()
+            raise not_yet()
         result = self._result
         assert result is not None
         if result < 0:
@@ -221,7 +185,7 @@ class PipeReadEnd(End):
         return True
 
 
-class PipeWriteEnd(End):
+class PipeWriteEnd(_End):
     """What write() has taken is in the pipe, for whoever calls it: it still goes out
     after close()."""
 
@@ -234,10 +198,10 @@ class PipeWriteEnd(End):
 
     def write(self, data: bytes | memoryview) -> int:
         if self._pipe is None:
-            raise _closed()
+            raise closed()
         n: int = lib.ap_pipe_write(self._pipe, ffi.from_buffer(data), len(data))
         if n == _PENDING:
-            raise _not_yet()
+            raise not_yet()
         return check(n)
 
     def _arm(self) -> None:
@@ -311,7 +275,7 @@ class Stdio(BaseStdio[PipeWriteEnd, PipeReadEnd]):
             lib.ap_pipe_close(pipe)
         self.finish()
 
-    def open(self, spec: SpawnSpec, port: _Port, loop: asyncio.AbstractEventLoop) -> None:
+    def open(self, spec: SpawnSpec, port: Port, loop: asyncio.AbstractEventLoop) -> None:
         if spec.stdio == (None, None, None) and not spec.stderr_to_stdout:
             return
         self.theirs = [0, 0, 0]
