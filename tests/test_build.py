@@ -109,6 +109,18 @@ def assert_pure(wheel: Path) -> None:
     assert run_from(wheel, "-S") == ["pure", str(PYPY)]
 
 
+def assert_whole(wheel: Path) -> None:
+    """All modules of the tree are in it, in whatever folder, and nothing else is."""
+    expected = {
+        file.relative_to(ROOT).as_posix()
+        for file in (ROOT / "aioproc").rglob("*")
+        if file.suffix in (".py", ".pyi", ".typed") or file.name == "py.typed"
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name for name in found if not name.endswith((".so", ".pyd"))} == expected
+
+
 @pytest.mark.parametrize("state", [None, pytest.param("require", marks=pytest.mark.heavy)])
 def test_the_extension_is_built(tree: Path, state: str | None) -> None:
     done = setup(tree, "bdist_wheel", state)
@@ -121,13 +133,16 @@ def test_the_extension_is_built(tree: Path, state: str | None) -> None:
         if STABLE_ABI:  # and every CPython finds it
             assert "-cp310-abi3-" in wheel.name
             assert binary == "aioproc/_native.abi3.so"
+    assert_whole(wheel)
     assert run_from(wheel) == ["native", "True"]
 
 
 def test_no_extension_when_told_so(tree: Path) -> None:
     done = setup(tree, "bdist_wheel", "no")
     assert done.returncode == 0, done.stderr
-    assert_pure(product(tree))
+    wheel = product(tree)
+    assert_whole(wheel)
+    assert_pure(wheel)
 
 
 @pytest.mark.parametrize("state", [None, "auto"])

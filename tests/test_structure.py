@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,6 +239,40 @@ def test_no_watcher_no_policy_no_handler(file: Path) -> None:
         assert "signal.SIGCHLD" not in {
             ast.unparse(node) for node in nodes(file) if isinstance(node, ast.Attribute)
         }
+
+
+def c_order(header: str) -> list[tuple[str, ...]]:
+    """The C files of a folder from the bottom up, as its internal.h lists them."""
+    lines = re.findall(r"^ \*   (.*\.c\b.*)$", header, re.M)
+    return [tuple(re.findall(r"\b\w+\.c\b", line)) for line in lines]
+
+
+@pytest.mark.parametrize("system", ["posix", "windows"])
+def test_c_files_call_those_below_them(system: str) -> None:
+    folder = PACKAGE.parent / "csrc" / system
+    if not folder.is_dir():
+        pytest.skip("the sources are not here")
+    rows = c_order((folder / "internal.h").read_text(encoding="utf-8"))
+    files = {name for row in rows for name in row}
+    assert files == {file.name for file in folder.glob("*.c")} | {"tokens.c"}
+    texts = {}
+    defined: dict[str, set[int]] = {}
+    for level, row in enumerate(rows):
+        for name in row:
+            file = folder.parent / name if name == "tokens.c" else folder / name
+            text = re.sub(r"/\*.*?\*/", "", file.read_text(encoding="utf-8"), flags=re.S)
+            texts[name] = level, text
+            for function in re.findall(
+                r"^(?!static|typedef|enum|return|else|#)[A-Za-z_][\w \*]*?\b(\w+)\([^;{]*\)\s*\{",
+                text,
+                re.M,
+            ):
+                defined.setdefault(function, set()).add(level)
+    assert len(defined) > 20
+    for name, (level, text) in texts.items():
+        called = {word for word in re.findall(r"\b(\w+)\(", text) if word in defined}
+        up = {word for word in called if min(defined[word]) > level}
+        assert not up, f"{name} calls {up}"
 
 
 def test_every_public_name_says_what_it_is() -> None:
