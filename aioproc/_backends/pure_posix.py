@@ -18,6 +18,7 @@ from .base import (
     ResourceUsage,
     WithoutJobs,
     generation,
+    logger,
     warn_unknown_exit,
 )
 from .child import BaseChild
@@ -201,7 +202,10 @@ class PureChild(BaseChild):
         with self._lock:
             pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
-            os.close(pidfd)
+            try:
+                os.close(pidfd)
+            except OSError as error:  # raised, it would keep the exit from whoever waits
+                logger.error("the pidfd of child %d cannot be closed: %s", self.pid, error)
 
     def forget(self) -> None:
         """In a forked process: it is the parent's."""
