@@ -392,6 +392,8 @@ class Interrupt:
     def __call__(self, frame, event, argument):
         if event not in ("call", "c_return"):
             return
+        if sys.version_info < (3, 11) and event == "call" and frame.f_lasti >= 0:
+            return  # of a coroutine that goes on; the profiler comes before its "try" there
         where = frame
         while frame is not None and frame.f_globals["__name__"] != "aioproc._api":
             if frame.f_globals["__name__"] == "subprocess":

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from ..base import UNKNOWN_EXIT, ResourceUsage, generation, warn_unknown_exit
+from ..base import UNKNOWN_EXIT, ResourceUsage, generation, logger, warn_unknown_exit
 from ..child import BaseChild
 from ..orphans import Orphans
 from .pipes import Stdio
@@ -215,7 +215,10 @@ class PureChild(BaseChild):
         with self._lock:
             pidfd, self.pidfd = self.pidfd, -1
         if pidfd >= 0:
-            os.close(pidfd)
+            try:
+                os.close(pidfd)
+            except OSError as error:  # raised, it would keep the exit from whoever waits
+                logger.error("the pidfd of child %d cannot be closed: %s", self.pid, error)
 
     def forget(self) -> None:
         """In a forked process: it is the parent's."""
