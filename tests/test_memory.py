@@ -169,9 +169,9 @@ async def test_a_loss_is_told(aioproc: Any) -> None:
     process = await aioproc.create_subprocess_exec(*YES, stdout=aioproc.PIPE)
     out = process.stdout
     communicating = asyncio.create_task(process.communicate())
-    while not (sink := out._sink) or sink._bulk is None:
+    while not (sink := out._sink) or sink._buffer is None:
         await asyncio.sleep(0)
-    sink._bulk = Lost(sink._bulk.getvalue())
+    sink._buffer = Lost(sink._buffer.getvalue())
     await is_broken(lambda: communicating, process.communicate, out.read, out.readline)
     await process.wait()  # of SIGPIPE: nobody reads
 
@@ -189,18 +189,6 @@ async def test_a_loss_between_pipe_and_reader_is_told(aioproc: Any) -> None:
         with pytest.raises(MemoryError):
             await call()
     await process.wait()
-
-
-@pytest.mark.asyncio
-async def test_a_loss_of_what_was_there_before_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = package.StreamReader()
-    reader.feed_data(bytes(MEGABYTE))
-    reader.feed_data(b"more")
-    with monkeypatch.context() as patch:
-        patch.setattr(io, "BytesIO", Lost)
-        with pytest.raises(OSError):
-            reader.start_collecting()
-    await is_broken(reader.read, reader.readline)
 
 
 # -- what reading takes
@@ -283,7 +271,7 @@ async def test_memory_comes_back_while_a_piece_is_read() -> None:
 async def cancelled(process: Any, size: int) -> None:
     """communicate() of a child that goes on, cancelled when it has so much."""
     task = asyncio.create_task(process.communicate())
-    while (sink := process.stdout._sink) is None or sink._size < size:
+    while (sink := process.stdout._sink) is None or sink.size < size:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -40,10 +40,13 @@ def scratch() -> _Scratch:
     return _scratch
 
 
-#: For memory as malloc takes it. Windows has but one kind.
-_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
+#: Bytes. With so much memory, and four times what a Sink holds, there is no need to look
+#: again, which costs two system calls, before it holds twice as much (or an eighth of this).
+PLENTY = 64 * 1024 * 1024
 #: More than a BytesIO takes beside what it holds, in bytes.
 _OVERHEAD = 256
+#: For memory as malloc takes it. Windows has but one kind.
+_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Sink:
@@ -51,42 +54,31 @@ class Sink:
     buffer, which is handed out without a copy.
 
     That is a BytesIO, which loses all that it holds when it cannot grow (CPython's
-    _PyBytes_Resize frees what it cannot enlarge). So we look first whether as much memory
-    as it may want is to be had. What is mapped for that is never touched.
+    _PyBytes_Resize frees what it cannot enlarge). So before it grows we look whether as
+    much memory as it may want is to be had; what is mapped for that is never touched.
     """
 
-    __slots__ = ("_bulk", "_pieces", "_size", "is_lost")
+    __slots__ = ("_assured", "_buffer", "_pieces", "size")
 
     def __init__(self) -> None:
+        self._buffer: io.BytesIO | None = None
+        #: How much it may hold without another look for memory.
+        self._assured = 0
+        #: What comes after that which is in the buffer.
         self._pieces: list[bytes] = []
-        self._bulk: io.BytesIO | None = None
-        self._size = 0
-        #: Memory was short at a moment when nothing could be kept.
-        self.is_lost = False
+        self.size = 0
 
     def begin(self, pieces: list[bytes]) -> None:
-        """With what has been read before. MemoryError, OSError: as read_from."""
+        """With what has been read before. MemoryError: as read_from."""
         self._pieces = pieces
-        self._size = sum(map(len, pieces))
-        if self._size >= BULKY:
-            self._begin_bulk()
-
-    def _begin_bulk(self) -> None:
-        self._assure(self._size + CHUNK)
-        pieces = self._pieces
-        pieces.reverse()
-        try:
-            # The first becomes the buffer itself if nobody else holds it.
-            self._bulk = bulk = io.BytesIO(pieces.pop())
-            bulk.seek(0, io.SEEK_END)
-            while pieces:
-                bulk.write(pieces.pop())
-        except MemoryError:
-            raise self._lose() from None
+        self.size = sum(map(len, pieces))
+        if self.size >= BULKY:
+            self._join()
 
     def add(self, data: bytes) -> None:
         """For those who are given data rather than read."""
         self._pieces.append(data)
+        self.size += len(data)
 
     def read_from(self, end: ReadEnd) -> int:
         """Reads once. How many bytes; 0 at the end.
@@ -94,51 +86,71 @@ class Sink:
         MemoryError: there is no room, and nothing has been lost. OSError with ENOMEM: it
         has, since another thread was quicker than we.
         """
-        bulk = self._bulk
-        if bulk is None:
-            data = end.read(READ_SIZE)
+        buffer = self._buffer
+        if buffer is None or self.size + CHUNK > self._assured:
+            data = end.read(READ_SIZE)  # takes nothing before it has memory for it
             n = len(data)
             if n:
                 try:
-                    self._pieces.append(data)
+                    self.add(data)
                 except MemoryError:
-                    raise self._lose() from None
-                self._size += n
-                if self._size >= BULKY:
-                    self._begin_bulk()
-            return n
-        if self._size + CHUNK > sys.getsizeof(bulk, 0) - _OVERHEAD:
-            self._assure(self._size + CHUNK)
-        buffer = scratch()
-        n = end.readinto(buffer.buffer)
-        try:
-            bulk.write(buffer.view[:n])
-        except MemoryError:
-            raise self._lose() from None
-        self._size += n
+                    raise _loss() from None
+                if self.size >= BULKY:
+                    self._join()
+        else:
+            chunk = scratch()
+            n = end.readinto(chunk.buffer)
+            try:
+                buffer.write(chunk.view[:n])
+            except MemoryError:
+                raise _loss() from None
+            self.size += n
         return n
 
-    def _lose(self) -> OSError:
-        self.is_lost = True
-        return self.loss()
-
-    @staticmethod
-    def loss() -> OSError:
-        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    @staticmethod
-    def _assure(size: int) -> None:
-        """MemoryError unless a BytesIO may grow to hold `size` bytes."""
+    def _join(self) -> None:
+        """Puts the pieces into the buffer."""
+        pieces = self._pieces
+        if self._buffer is None:
+            # One piece alone becomes the buffer itself, since nobody else holds it then.
+            self._buffer = io.BytesIO(b"".join(pieces))
+            self._buffer.seek(0, io.SEEK_END)
+            pieces.clear()
+            return
+        assured = self._assured
+        if self.size > assured:
+            if _is_free(max(4 * self.size, PLENTY)):
+                assured = max(2 * self.size, PLENTY // 8)
+            # A BytesIO grows by an eighth more than what is asked for.
+            elif _is_free(self.size + self.size // 8 + _OVERHEAD):
+                assured = 0
+            else:
+                raise MemoryError
         try:
-            # It grows by an eighth more than what is asked for.
-            mmap.mmap(-1, size + size // 8 + _OVERHEAD, **_PRIVATE).close()
-        except OSError:
-            raise MemoryError from None
+            while pieces:
+                self._buffer.write(pieces[0])
+                del pieces[0]
+        except MemoryError:
+            raise _loss() from None
+        # When memory is short: as far as it has grown. (PyPy cannot tell.)
+        self._assured = assured or sys.getsizeof(self._buffer, 0) - _OVERHEAD
 
     def empty(self) -> list[bytes]:
         """Gives all that there is, once."""
         pieces, self._pieces = self._pieces, []
-        bulk, self._bulk = self._bulk, None
-        if bulk is not None and not bulk.closed:
-            pieces.insert(0, bulk.getvalue())
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None and not buffer.closed:
+            pieces.insert(0, buffer.getvalue())
         return pieces
+
+
+def _is_free(size: int) -> bool:
+    """Whether so much memory is to be had."""
+    try:
+        mmap.mmap(-1, size, **_PRIVATE).close()
+    except OSError:
+        return False
+    return True
+
+
+def _loss() -> OSError:
+    return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

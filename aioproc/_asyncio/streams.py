@@ -376,8 +376,6 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         assert sink is not None
         if isinstance(self._transport, ReadPipeTransport):
             self._transport.collect(None)
-        if sink.is_lost and self._exception is None:
-            self._exception = Sink.loss()
         self._replace(sink.empty())
         self._fed += self._size
         if self._size > self._pause_at and not self._eof:
