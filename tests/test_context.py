@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import gc
+import os
 import weakref
 from typing import Any
 
 import pytest
 
 from aside import settle
-from programs import CAT, TRUE, python
+from programs import CAT, TRUE, posix_only, python
 
 pytestmark = pytest.mark.asyncio
 
@@ -88,6 +90,29 @@ async def test_a_reader_that_goes_away(aioproc: Any) -> None:
     WHO.set("somebody else")
     assert await settle(lambda: "lost 0" in protocol.told)
     transport.kill()
+    await protocol.end
+    assert set(protocol.told.values()) == {"child"}
+
+
+@posix_only("add_reader")
+async def test_a_pipe_that_cannot_be_watched(
+    aioproc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is looked at instead, when somebody else resumes it."""
+    command = python("import sys; sys.stdin.read(1); print(7)")
+    transport, protocol = await spawned(aioproc, "child", *command, stderr=None)
+    WHO.set("somebody else")
+    stdin, stdout = transport.get_pipe_transport(0), transport.get_pipe_transport(1)
+    stdout.pause_reading()
+
+    def refusing(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "add_reader", refusing)
+        stdout.resume_reading()
+        stdin.write(b"x")
+        assert await settle(lambda: "data 1" in protocol.told)
     await protocol.end
     assert set(protocol.told.values()) == {"child"}
 

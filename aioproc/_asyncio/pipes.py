@@ -111,7 +111,7 @@ class _PipeTransport(asyncio.BaseTransport):
                 logger.warning("%r cannot be watched and is polled: %s", self, error)
             if not self._look_due:
                 self._look_due = True
-                self._loop.call_later(LOOK_AGAIN, self._look)
+                self._in_context(self._loop.call_later, LOOK_AGAIN, self._look)
 
     def _look(self) -> None:
         self._look_due = False
@@ -139,10 +139,13 @@ class _PipeTransport(asyncio.BaseTransport):
         self._closing = True
         self._end.close()
         if not self._loop.is_closed():
-            assert self._owner is not None
-            # Not in the contextvars of whoever closes it.
-            context = self._owner._context.copy()
-            context.run(self._loop.call_soon, self._lose, exc)
+            self._in_context(self._loop.call_soon, self._lose, exc)
+
+    def _in_context(self, register: Callable[..., Any], *args: Any) -> None:
+        """call_soon or call_later in the contextvars of the child's creation, not in those
+        of whoever closes or resumes the pipe."""
+        assert self._owner is not None
+        self._owner._context.copy().run(register, *args)
 
     def _fatal(self, exc: Exception, what: str) -> None:
         if isinstance(exc, OSError):

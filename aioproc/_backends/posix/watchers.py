@@ -73,7 +73,7 @@ class ExitWatcher(Watcher[PureChild]):
             except (OSError, RuntimeError):  # ENOMEM, ENOSPC, no thread: not now
                 loop = self._loop()
                 assert loop is not None
-                loop.call_later(_RETRY, self._look, child)
+                by_loop(loop.call_later, _RETRY, self._look, child)
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
         for child in self.children.values():
