@@ -28,7 +28,7 @@ void child_free(ap_child *child) {
   token_free(child->token);
   if (child->exec_fd >= 0) close(child->exec_fd);
   process_close(child);
-  free(child->memory);
+  plan_free(child->plan);
   free(child);
 }
 
@@ -55,7 +55,7 @@ static int exec_result(ap_child *child) {
   unwatch_exec(child);
   if (n != 0 && n != (ssize_t)sizeof report) {
     /* No pipe reads like that: somebody has closed our descriptor, and the number is
-     * theirs now. The child may not have come to its exec and still need `memory`. */
+     * theirs now. The child may not have come to its exec and still need the plan. */
     child->exec_fd = -1;
     child->error = error;
     child->step = AP_STEP_SETUP;
@@ -66,7 +66,7 @@ static int exec_result(ap_child *child) {
   close(child->exec_fd);
   child->exec_fd = -1;
   if (n) {
-    /* It still runs on `memory`, on its way to _exit. */
+    /* It still runs on the plan's memory, on its way to _exit. */
     child->error = report & 0xffff;
     child->step = report >> 16;
     child->state = CHILD_FAILING;
@@ -75,8 +75,8 @@ static int exec_result(ap_child *child) {
   /* End of file: the kernel closed the writing end at exec, or at the death of
    * a child killed before; in both it leaves the memory first (begin_new_exec
    * and do_exit in the kernel's fs/exec.c and kernel/exit.c). */
-  free(child->memory);
-  child->memory = NULL;
+  plan_free(child->plan);
+  child->plan = NULL;
   child->rss_floor = own_peak_rss();
   child->state = CHILD_RUNNING;
   return ADVANCE_STARTED;

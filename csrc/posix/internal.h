@@ -47,7 +47,7 @@ struct ap_child {
   pid_t pid;
   int pidfd;        /* Linux; -1: another wait took the child before we could open it */
   int exec_fd;      /* CHILD_STARTING: reading end of the exec-result pipe */
-  void *memory;     /* what the child runs on and reads until its exec */
+  struct ap_plan *plan; /* what the child runs on and reads until its exec */
   bool abandoned;   /* nobody wants its completions */
   int error, step;  /* CHILD_FAILING */
   int tries;        /* looks at a status that has not appeared yet */
@@ -98,7 +98,9 @@ void note_usage(ap_completion *out, const struct rusage *usage);
 /* plan.c */
 
 /* A child's description with everything in one place, made by plan_new. */
-typedef struct {
+typedef struct ap_plan {
+  void *memory; /* of all of it, and of the child's stack */
+  size_t memory_size;
   const char *const *programs;
   char *const *argv;
   char *const *envp;
@@ -120,10 +122,13 @@ typedef struct {
 } ap_plan;
 
 /* One block of memory: stack_size bytes, then the plan and all it points to.
- * NULL: no memory. */
-void *plan_new(size_t stack_size, const ap_request *request,
-               const char *strings, const int32_t *pass_fds,
-               const uint32_t *groups, ap_plan **plan);
+ * NULL: no memory. Without ap_lock, which it takes. */
+ap_plan *plan_new(size_t stack_size, const ap_request *request,
+                  const char *strings, const int32_t *pass_fds,
+                  const uint32_t *groups);
+/* With ap_lock, once no child runs in it any more; NULL is none. The next plan may get the
+ * block. */
+void plan_free(ap_plan *plan);
 
 /* Notes the writing end of the exec-result pipe, and with it what the child
  * leaves open. */
@@ -211,7 +216,7 @@ enum {
 };
 
 /* Moves a child on as far as it is, by one step. Does not block. When the exec's result
- * is known, unregisters and closes exec_fd and frees `memory`. A child whose result
+ * is known, unregisters and closes exec_fd and frees the plan. A child whose result
  * cannot be known any more is killed, and fails. */
 int child_advance(ap_child *child, ap_completion *out);
 

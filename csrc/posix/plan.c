@@ -1,8 +1,9 @@
 /* Unpacks a request into one block that owns everything a child reads; and where the
  * environment is that children inherit. */
+#define _GNU_SOURCE
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #ifdef __APPLE__
 #include <crt_externs.h>
@@ -37,9 +38,56 @@ static size_t strings_size(const char *strings, int count) {
   return (size_t)(end - strings);
 }
 
-void *plan_new(size_t stack_size, const ap_request *request,
-               const char *strings, const int32_t *pass_fds,
-               const uint32_t *groups, ap_plan **result) {
+/* Blocks that the next plans get, up to MOST_KEPT or MOST_BYTES of them: a new one has to
+ * be mapped, and the kernel fills each of its pages with zeroes first. With ap_lock. */
+enum { MOST_KEPT = 32, MOST_BYTES = 1 << 20, PAGE = 4096 };
+
+typedef struct kept_block kept_block;
+struct kept_block {
+  kept_block *next;
+  size_t size;
+};
+
+static kept_block *kept;
+static int kept_count;
+static size_t kept_bytes;
+
+/* At least *size bytes, and in *size how many. NULL: no memory. From mmap and not from
+ * malloc: a child runs in it, and whoever watches over a heap (proot, valgrind) has no
+ * part in that. */
+static void *block_take(size_t *size) {
+  pthread_mutex_lock(&ap_lock);
+  for (kept_block **link = &kept; *link; link = &(*link)->next) {
+    kept_block *block = *link;
+    if (block->size < *size) continue;
+    *link = block->next;
+    kept_count--;
+    kept_bytes -= block->size;
+    pthread_mutex_unlock(&ap_lock);
+    *size = block->size;
+    return block;
+  }
+  pthread_mutex_unlock(&ap_lock);
+  *size = (*size + PAGE - 1) & ~(size_t)(PAGE - 1);
+  void *fresh = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+  return fresh == MAP_FAILED ? NULL : fresh;
+}
+
+static void block_give(void *memory, size_t size) {
+  if (kept_count == MOST_KEPT || kept_bytes + size > MOST_BYTES) {
+    munmap(memory, size);
+    return;
+  }
+  kept_block *block = memory;
+  *block = (kept_block){.next = kept, .size = size};
+  kept = block;
+  kept_count++;
+  kept_bytes += size;
+}
+
+ap_plan *plan_new(size_t stack_size, const ap_request *request,
+                  const char *strings, const int32_t *pass_fds,
+                  const uint32_t *groups) {
   size_t pointers = (size_t)request->program_count + (size_t)request->arg_count +
                     (size_t)request->env_count + 3;
   size_t text_size =
@@ -49,7 +97,7 @@ void *plan_new(size_t stack_size, const ap_request *request,
   size_t size = stack_size + sizeof(ap_plan) + pointers * sizeof(char *) +
                 (fds + fds + 1) * sizeof(int32_t) + ids * sizeof(uint32_t) +
                 text_size;
-  char *memory = malloc(size);
+  char *memory = block_take(&size);
   if (!memory) return NULL;
 
   ap_plan *plan = (ap_plan *)(void *)(memory + stack_size);
@@ -60,6 +108,8 @@ void *plan_new(size_t stack_size, const ap_request *request,
   memcpy(text, strings, text_size);
 
   *plan = (ap_plan){
+      .memory = memory,
+      .memory_size = size,
       .flags = request->flags,
       .process_group = request->process_group,
       .file_mode_mask = (unsigned)request->file_mode_mask,
@@ -81,8 +131,11 @@ void *plan_new(size_t stack_size, const ap_request *request,
   if (request->has_cwd) plan->cwd = text;
   if (fds) memcpy(numbers, pass_fds, fds * sizeof *numbers);
   if (ids) memcpy(own_groups, groups, ids * sizeof *own_groups);
-  *result = plan;
-  return memory;
+  return plan;
+}
+
+void plan_free(ap_plan *plan) {
+  if (plan) block_give(plan->memory, plan->memory_size);
 }
 
 void plan_keep(ap_plan *plan, int result_fd) {

@@ -1,7 +1,6 @@
 /* Children of our own, by whatever strategy: the way of each to its port. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <stdlib.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -11,22 +10,20 @@ static int64_t start_clone(ap_port *port, ap_request *request,
                            const char *strings, const int32_t *pass_fds,
                            const uint32_t *groups) {
   int64_t result;
-  ap_plan *plan;
   ap_child *child = NULL;
   request->step = AP_STEP_SETUP;
-  void *memory = plan_new(clone_stack_size(), request, strings, pass_fds, groups,
-                          &plan);
-  if (!memory) return -ENOMEM;
+  ap_plan *plan = plan_new(clone_stack_size(), request, strings, pass_fds, groups);
+  if (!plan) return -ENOMEM;
 
   pthread_mutex_lock(&ap_lock);
   child = child_new();
   if (!child) {
-    free(memory);
+    plan_free(plan);
     result = -ENOMEM;
     goto finish;
   }
   child->state = CHILD_STARTING;
-  child->memory = memory;
+  child->plan = plan;
   result = clone_pipe(child, plan);
   if (result < 0) goto finish;
   result = watch_exec(port, child);

@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -227,13 +226,12 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   int sources[3], raised[3] = {-1, -1, -1};
   int reserve = -1, result;
   ap_plan *plan;
-  void *memory = NULL;
 
   request->step = AP_STEP_SETUP;
   pthread_once(&looked_up, look_up);
   if (!expressible(request, strings, pass_fds)) return -ENOTSUP;
-  memory = plan_new(0, request, strings, pass_fds, NULL, &plan);
-  if (!memory) return -ENOMEM;
+  plan = plan_new(0, request, strings, pass_fds, NULL);
+  if (!plan) return -ENOMEM;
   result = raise_sources(request, pass_fds, sources, raised);
   if (result < 0) goto finish;
   if (AP_LINUX) {
@@ -273,6 +271,8 @@ finish:
   if (reserve >= 0) close(reserve);
   for (int i = 0; i < 3; i++)
     if (raised[i] >= 0) close(raised[i]);
-  free(memory);
+  pthread_mutex_lock(&ap_lock);
+  plan_free(plan);
+  pthread_mutex_unlock(&ap_lock);
   return result;
 }
