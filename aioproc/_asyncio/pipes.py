@@ -105,7 +105,7 @@ class _PipeTransport(asyncio.BaseTransport):
         ourselves: raised from the middle of a flow, the error would cost data.
         """
         try:
-            self._end.watch(self._ready)
+            self._in_context(self._end.watch, self._ready)
         except OSError as error:
             if self._look_due is None:
                 logger.warning("%r cannot be watched and is polled: %s", self, error)
@@ -142,8 +142,8 @@ class _PipeTransport(asyncio.BaseTransport):
             self._in_context(self._loop.call_soon, self._lose, exc)
 
     def _in_context(self, register: Callable[..., Any], *args: Any) -> None:
-        """call_soon or call_later in the contextvars of the child's creation, not in those
-        of whoever closes or resumes the pipe."""
+        """Calls what keeps the contextvars for a callback (call_soon, add_reader) in those of
+        the child's creation, not of whoever closes or resumes the pipe."""
         assert self._owner is not None
         self._owner._context.copy().run(register, *args)
 

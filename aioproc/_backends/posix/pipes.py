@@ -6,7 +6,6 @@ Shared by the backends that hand file descriptors to a child.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import errno
 import os
 import sys
@@ -37,59 +36,48 @@ LARGE = 256 * 1024
 MOST_LARGE = 16
 
 
-#: Our ends that are open.
-_open: dict[weakref.ref[_End], int] = {}
+#: Our ends that are open, by their numbers. They hold nothing that holds others.
+_open: dict[int, _End] = {}
 #: Those of them that are large.
-_large: set[weakref.ref[_End]] = set()
+_large: set[int] = set()
 #: Children that are being made, by id(): a fork may come from another thread.
 _making: dict[int, Stdio] = {}
 
 
 class _End:
-    __slots__ = (
-        "__weakref__",
-        "_context",
-        "_entry",
-        "_fd",
-        "_generation",
-        "_loop",
-        "_watched",
-    )
+    __slots__ = ("_fd", "_generation", "_loop", "_watched")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
-    ) -> None:
+    def __init__(self, loop: weakref.ref[asyncio.AbstractEventLoop], fd: int) -> None:
+        # A loop that is dropped must not be held by _open.
         self._loop = loop
-        self._context = context
+        #: In _open once there is a child.
         self._fd = fd
         self._watched = False
         self._generation = generation.number
-        #: Its key in _open, where it comes once there is a child.
-        self._entry = weakref.ref(self)
 
     def enlarge(self) -> bool:
-        if self._entry in _large or not F_SETPIPE_SZ or len(_large) >= MOST_LARGE:
-            return self._entry in _large
+        if self._fd in _large or not F_SETPIPE_SZ or len(_large) >= MOST_LARGE:
+            return self._fd in _large
         try:
             if fcntl(self._fd, F_GETPIPE_SZ) < LARGE:
                 fcntl(self._fd, F_SETPIPE_SZ, LARGE)
         except OSError:  # EPERM: the user has too many
             return False
-        _large.add(self._entry)
+        _large.add(self._fd)
         return True
 
     def _close_fd(self) -> None:
         fd = self._fd
         self._fd = -1
-        if self._entry not in _open:
+        if _open.get(fd) is not self:
             return  # not our own yet: Stdio closes it
-        del _open[self._entry]
+        del _open[fd]
+        if _large:
+            _large.discard(fd)
         try:
             os.close(fd)
         except OSError as error:  # as in close_all
             logger.error("our end of a child's pipe cannot be closed: %s", error)
-        if _large:
-            _large.discard(self._entry)
 
     def disown(self) -> None:
         """In a forked process, where the number has been closed: is as good as closed."""
@@ -99,14 +87,15 @@ class _End:
     def fileno(self) -> int:
         return self._fd
 
-    def _register(self, register: Callable[..., object], callback: Callable[[], None]) -> None:
-        """add_reader or add_writer, in the contextvars of the child's creation: that of
-        whoever pauses and resumes is another."""
-        # Of a copy, since we may be called from the midst of the context itself.
-        self._context.copy().run(register, self._fd, callback)
+    def _register(self, name: str, callback: Callable[[], None]) -> None:
+        """Calls add_reader or add_writer of the loop."""
+        getattr(self._loop(), name)(self._fd, callback)
 
-    def _ours(self) -> bool:
-        return self._generation == generation.number and not self._loop.is_closed()
+    def _unregister(self, name: str) -> None:
+        """Calls remove_reader or remove_writer, if that is ours to do."""
+        loop = self._loop()
+        if self._generation == generation.number and loop is not None and not loop.is_closed():
+            getattr(loop, name)(self._fd)
 
 
 def _closed(_: object) -> Any:
@@ -119,10 +108,8 @@ class FdReadEnd(_End):
     #: ReadEnd.read, without a Python function between.
     read: Callable[[int], bytes]
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
-    ) -> None:
-        super().__init__(loop, fd, context)
+    def __init__(self, loop: weakref.ref[asyncio.AbstractEventLoop], fd: int) -> None:
+        super().__init__(loop, fd)
         self.read = partial(os.read, fd)
 
     def readinto(self, buffer: bytearray) -> int:
@@ -132,7 +119,7 @@ class FdReadEnd(_End):
         if not self._watched and self._fd >= 0:
             self._watched = True
             try:
-                self._register(self._loop.add_reader, callback)
+                self._register("add_reader", callback)
             except BaseException:
                 self.unwatch()  # Ctrl-C may have come in the midst of it
                 raise
@@ -140,8 +127,7 @@ class FdReadEnd(_End):
     def unwatch(self) -> None:
         if self._watched:
             self._watched = False
-            if self._ours():
-                self._loop.remove_reader(self._fd)
+            self._unregister("remove_reader")
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -162,10 +148,8 @@ class FdWriteEnd(_End):
     #: WriteEnd.write, likewise.
     write: Callable[[bytes | memoryview], int]
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, context: contextvars.Context
-    ) -> None:
-        super().__init__(loop, fd, context)
+    def __init__(self, loop: weakref.ref[asyncio.AbstractEventLoop], fd: int) -> None:
+        super().__init__(loop, fd)
         self._reader_watched = False
         self.write = partial(os.write, fd)
 
@@ -173,7 +157,7 @@ class FdWriteEnd(_End):
         if not self._watched and self._fd >= 0:
             self._watched = True
             try:
-                self._register(self._loop.add_writer, callback)
+                self._register("add_writer", callback)
             except BaseException:
                 self.unwatch()
                 raise
@@ -181,8 +165,7 @@ class FdWriteEnd(_End):
     def unwatch(self) -> None:
         if self._watched:
             self._watched = False
-            if self._ours():
-                self._loop.remove_writer(self._fd)
+            self._unregister("remove_writer")
 
     def watch_reader(self, callback: Callable[[], None]) -> None:
         # The writing end of a pipe reports an error condition, which is an event for
@@ -190,7 +173,7 @@ class FdWriteEnd(_End):
         if not self._reader_watched and self._fd >= 0:
             self._reader_watched = True
             try:
-                self._register(self._loop.add_reader, callback)
+                self._register("add_reader", callback)
             except BaseException:
                 self._unwatch_reader()
                 raise
@@ -198,8 +181,7 @@ class FdWriteEnd(_End):
     def _unwatch_reader(self) -> None:
         if self._reader_watched:
             self._reader_watched = False
-            if self._ours():
-                self._loop.remove_reader(self._fd)
+            self._unregister("remove_reader")
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -240,6 +222,7 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         sources = spec.stdio
         made = self._made
+        held = weakref.ref(loop)
         pipes = sources.count(PIPE)
         if pipes:
             _making[id(self)] = self
@@ -257,11 +240,11 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
                 self._to_close.append(theirs)
                 self.theirs[number] = theirs
                 if number == 0:
-                    self.stdin = FdWriteEnd(loop, ours, self.context)
+                    self.stdin = FdWriteEnd(held, ours)
                 elif number == 1:
-                    self.stdout = FdReadEnd(loop, ours, self.context)
+                    self.stdout = FdReadEnd(held, ours)
                 else:
-                    self.stderr = FdReadEnd(loop, ours, self.context)
+                    self.stderr = FdReadEnd(held, ours)
                 # Of our end only: the flag is the end's, and programs expect blocking.
                 os.set_blocking(ours, False)
             elif source == DEVNULL:
@@ -295,11 +278,11 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         # Without a call.
         self._made = self._to_close
         if stdin is not None:
-            _open[stdin._entry] = stdin._fd
+            _open[stdin._fd] = stdin
         if stdout is not None:
-            _open[stdout._entry] = stdout._fd
+            _open[stdout._fd] = stdout
         if stderr is not None:
-            _open[stderr._entry] = stderr._fd
+            _open[stderr._fd] = stderr
         close_all(self._made, os.close)
         _making.pop(id(self), None)
 
@@ -334,10 +317,8 @@ def _after_fork_in_child() -> None:
     _making.clear()
     _open.clear()
     _large.clear()
-    for entry, fd in ends:
-        end = entry()
-        if end is not None:
-            end.disown()
+    for fd, end in ends:
+        end.disown()
         close_all([fd], os.close)
 
 
