@@ -190,7 +190,7 @@ class ReadBuffer:
         self._taken = self._searched = 0
         if pieces:
             self._pieces = collections.deque(pieces)
-            self._size = sum(map(len, pieces))
+            self._size = len(pieces[0]) if len(pieces) == 1 else sum(map(len, pieces))
         else:
             self._pieces = NOTHING
             self._size = 0

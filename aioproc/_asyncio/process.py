@@ -323,9 +323,11 @@ class Process(asyncio.subprocess.Process):
         # What may fail comes before anything is taken.
         for reader in readers:
             reader._join()
+        stdout, stderr = self.stdout, self.stderr
         # asyncio's type is a lie that users' type checkers count on: None for no pipe.
-        return tuple(  # type: ignore[return-value]
-            None if reader is None else reader._take_all() for reader in (self.stdout, self.stderr)
+        return (
+            None if stdout is None else stdout._take_all(),  # type: ignore[return-value]
+            None if stderr is None else stderr._take_all(),
         )
 
     def _feed(self, input: bytes | bytearray | memoryview | None) -> None:

@@ -92,9 +92,10 @@ class Sink:
             n = len(data)
             if n:
                 try:
-                    self.add(data)
+                    self._pieces.append(data)
                 except MemoryError:
                     raise _loss() from None
+                self.size += n
                 if self.size >= BULKY:
                     self._join()
         else:
@@ -134,10 +135,10 @@ class Sink:
         # When memory is short: as far as it has grown. (PyPy cannot tell.)
         self._assured = assured or sys.getsizeof(self._buffer, 0) - _OVERHEAD
 
-    def empty(self) -> list[bytes]:
-        """Gives all that there is, once."""
-        pieces, self._pieces = self._pieces, []
-        buffer, self._buffer = self._buffer, None
+    def all(self) -> list[bytes]:
+        """All that there is. To be called once, at the end."""
+        pieces = self._pieces
+        buffer = self._buffer
         if buffer is not None and not buffer.closed:
             pieces.insert(0, buffer.getvalue())
         return pieces

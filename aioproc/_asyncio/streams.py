@@ -376,7 +376,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         assert sink is not None
         if isinstance(self._transport, ReadPipeTransport):
             self._transport.collect(None)
-        self._replace(sink.empty())
+        self._replace(sink.all())
         self._fed += self._size
         if self._size > self._pause_at and not self._eof:
             self._pause()

@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, repeat, starmap
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
@@ -87,10 +87,6 @@ class _End:
     def fileno(self) -> int:
         return self._fd
 
-    def _register(self, name: str, callback: Callable[[], None]) -> None:
-        """Calls add_reader or add_writer of the loop."""
-        getattr(self._loop(), name)(self._fd, callback)
-
     def _unregister(self, name: str) -> None:
         """Calls remove_reader or remove_writer, if that is ours to do."""
         loop = self._loop()
@@ -119,7 +115,7 @@ class FdReadEnd(_End):
         if not self._watched and self._fd >= 0:
             self._watched = True
             try:
-                self._register("add_reader", callback)
+                self._loop().add_reader(self._fd, callback)  # type: ignore[union-attr]
             except BaseException:
                 self.unwatch()  # Ctrl-C may have come in the midst of it
                 raise
@@ -157,7 +153,7 @@ class FdWriteEnd(_End):
         if not self._watched and self._fd >= 0:
             self._watched = True
             try:
-                self._register("add_writer", callback)
+                self._loop().add_writer(self._fd, callback)  # type: ignore[union-attr]
             except BaseException:
                 self.unwatch()
                 raise
@@ -173,7 +169,7 @@ class FdWriteEnd(_End):
         if not self._reader_watched and self._fd >= 0:
             self._reader_watched = True
             try:
-                self._register("add_reader", callback)
+                self._loop().add_reader(self._fd, callback)  # type: ignore[union-attr]
             except BaseException:
                 self._unwatch_reader()
                 raise
@@ -198,6 +194,8 @@ class FdWriteEnd(_End):
         self.write = _closed
 
 
+#: For as many calls as there are streams.
+_NO_ARGUMENTS: tuple[tuple[()], ...] = ((), (), ())
 #: What makes one number of /dev/null.
 _OPEN_NULL = ((os.devnull, os.O_RDWR),)
 
@@ -226,7 +224,7 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         pipes = sources.count(PIPE)
         if pipes:
             _making[id(self)] = self
-            made.extend(chain.from_iterable(starmap(os.pipe, repeat((), pipes))))
+            made.extend(chain.from_iterable(starmap(os.pipe, _NO_ARGUMENTS[:pipes])))
         at = 0
         for number, source in enumerate(sources):
             if source is None:
@@ -276,15 +274,16 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     def finish(self) -> None:
         stdin, stdout, stderr = self.stdin, self.stdout, self.stderr
         # Without a call.
-        self._made = self._to_close
+        made = self._made = self._to_close
         if stdin is not None:
             _open[stdin._fd] = stdin
         if stdout is not None:
             _open[stdout._fd] = stdout
         if stderr is not None:
             _open[stderr._fd] = stderr
-        close_all(self._made, os.close)
-        _making.pop(id(self), None)
+        if made:
+            close_all(made, os.close)
+            _making.pop(id(self), None)
 
     def _undo(self) -> None:
         super()._undo()
