@@ -40,7 +40,7 @@ def _usage(completion: Any) -> ResourceUsage | None:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_port", "_token", "in_jobs")
+    __slots__ = ("_killed", "_port", "_token", "in_jobs")
 
     def __init__(self, port: Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
         super().__init__(0, stdio)  # without a pid until `started`
@@ -48,6 +48,8 @@ class NativeChild(BaseChild):
         self._port: Port | None = port
         #: 0 once the C layer has forgotten it.
         self._token = token
+        #: By __del__.
+        self._killed = False
         #: Whether it is to be in job objects that the caller has given.
         self.in_jobs = False
 
@@ -56,10 +58,12 @@ class NativeChild(BaseChild):
         # collector may come here first, and to those who would kill it later.
         if self._token:
             lib.ap_abandon(self._token)
+            self._killed = True
 
     def send_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
-            self._send(lib.ap_terminate)
+            if not self._killed:
+                self._send(lib.ap_terminate)
         elif number in (signal.CTRL_C_EVENT, signal.CTRL_BREAK_EVENT):
             self._send(lib.ap_console_event, number)
         else:
