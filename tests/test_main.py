@@ -30,6 +30,21 @@ def main(
     )
 
 
+@posix_only("pipes as files")
+def test_nobody_reads_the_report(aioproc: Any) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "aioproc"],
+        env={**environment(aioproc), "PYTHONPATH": str(ROOT)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=FUSE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_report(aioproc: Any) -> None:
     backend = aioproc._backends.current()
     done = main(env=environment(aioproc))
