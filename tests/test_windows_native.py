@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,33 @@ def test_a_loop_closes_in_the_midst_of_a_spawn(new_loop: Factory) -> None:
     loop.close()
     del loop
     assert settle(lambda: gc.collect() < 0 or not windows.children())
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
+def test_a_child_is_finalized_before_its_transport(new_loop: Factory, ended: bool) -> None:
+    """The garbage collector takes them in any order; the warning is true in each."""
+
+    async def main() -> Any:
+        return await aioproc.create_subprocess_exec(*SLEEP)
+
+    process = run(new_loop, main())
+    pid = process.pid
+    if ended:
+        os.kill(pid, signal.SIGTERM)
+        assert settle(lambda: not is_alive(pid))
+    child = process._transport._child
+    port = child._port
+    assert settle(lambda: not port.is_open)
+    child.__del__()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del process, child
+        assert settle(lambda: gc.collect() < 0 or bool(caught))
+    (warning,) = caught
+    said = "before its end was noticed" if ended else "still running"
+    assert said in str(warning.message)
+    assert str(warning.message).endswith("; killed") is not ended
+    assert settle(lambda: not is_alive(pid))
 
 
 # -- exits

@@ -57,8 +57,9 @@ class NativeChild(BaseChild):
         # Only an orphan can be forgotten by everybody before it has ended. The garbage
         # collector may come here first, and to those who would kill it later.
         if self._token:
+            self.returncode = self.peek()
             lib.ap_abandon(self._token)
-            self._killed = True
+            self._killed = self.returncode is None
 
     def send_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
