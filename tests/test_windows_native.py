@@ -63,10 +63,12 @@ def test_cancelled_spawns_leave_nothing(new_loop: Factory) -> None:
     async def main() -> None:
         await asyncio.gather(*map(one, range(50)))
 
+    # Wine makes its desktop a child of whoever needs it first.
+    others = windows.children()
     run(new_loop, main())
     before = windows.count_handles()
     run(new_loop, main())
-    assert settle(lambda: not windows.children())
+    assert settle(lambda: not windows.children() - others)
     assert settle(lambda: gc.collect() < 0 or windows.count_handles() <= before)
 
 
@@ -79,11 +81,12 @@ def test_a_loop_closes_in_the_midst_of_a_spawn(new_loop: Factory) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
+    others = windows.children()
     loop = new_loop()
     loop.run_until_complete(main())
     loop.close()
     del loop
-    assert settle(lambda: gc.collect() < 0 or not windows.children())
+    assert settle(lambda: gc.collect() < 0 or not windows.children() - others)
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
