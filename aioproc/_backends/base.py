@@ -83,7 +83,8 @@ class ReadEnd(Protocol):
         """As read, into a buffer; 0 at the end."""
 
     def watch(self, callback: Callable[[], None], /) -> None:
-        """Calls back in the loop whenever read() has something to give."""
+        """Calls back in the loop whenever read() has something to give. To be called in the
+        contextvars that the callback is to have: a loop keeps them."""
 
     def unwatch(self) -> None: ...
     def enlarge(self) -> bool:
