@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,21 @@ from programs import WINDOWS
 if WINDOWS:
     pytest.skip("not on Windows: the benchmark", allow_module_level=True)
 
-from tools.bench import peers, report, targets
+from tools.bench import chart, peers, programs, report, targets
+from tools.bench.__main__ import QUICK_PEERS
 from tools.bench.results import Range, Results, Row
 from tools.bench.works import CURVES, WORKS
 
 ROOT = Path(__file__).parents[1]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+needs_go = pytest.mark.skipif(not programs.has_go(), reason="there is no Go here")
+
+
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=env)
 
 
 @pytest.fixture
@@ -65,6 +71,67 @@ def test_a_run_from_end_to_end(ours, tmp_path):
     assert run.stdout in again.stdout
     assert ("MISS" in again.stdout) == (again.returncode == 1)
     assert "measurements" not in again.stderr
+
+
+def test_large_outputs_and_many_at_once(ours, tmp_path):
+    saved = tmp_path / "results.json"
+    run = bench(
+        *("--only", "100k,mib,gather", "--peers", f"{ours},asyncio,c1", "--pairs", "1"),
+        *("--count", "3", "--json", str(saved)),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = {row["work"]: row for row in json.loads(saved.read_text())["rows"]}
+    assert set(rows["100k"]["values"]) == set(rows["mib"]["values"]) == {"c1", ours, "asyncio"}
+    assert set(rows["gather"]["values"]) == {ours, "asyncio"}
+    assert all(gap > 0 for by in rows["gather"]["values"].values() for gap in by["gap"])
+
+
+@needs_go
+def test_go(tmp_path):
+    saved = tmp_path / "results.json"
+    run = bench(
+        *("--only", "spawn-1,cat-32,mib,heap", "--peers", "go,c1", "--pairs", "1"),
+        *("--count", "3", "--json", str(saved)),
+    )
+    assert run.returncode == 0, run.stderr
+    data = json.loads(saved.read_text())
+    assert "Go" in data["machine"]["packages"]
+    rows = {row["work"]: row for row in data["rows"]}
+    for name in ("spawn-1", "cat-32", "mib"):
+        assert all(value > 0 for (value,) in rows[name]["values"]["go"].values())
+    assert set(rows["heap"]["values"]) == {"c1"}
+
+
+def test_go_is_left_out_where_it_is_not_installed(tmp_path):
+    # The wrong user ends it before anything is measured.
+    everybody = bench("--user", "nobody-at-all", PATH=str(tmp_path))
+    assert "the peer go is left out" in everybody.stderr
+    assert "needed for go" not in everybody.stderr
+    by_name = bench("--user", "nobody-at-all", "--peers", "go,asyncio", PATH=str(tmp_path))
+    assert by_name.returncode == 1
+    assert "needed for go: apt-get install golang-go" in by_name.stderr
+
+
+@pytest.mark.parametrize("program", ["limit", pytest.param("os_exec", marks=needs_go)])
+def test_compiled_peers_check_what_they_read(program, tmp_path):
+    programs.build(tmp_path, go=program == "os_exec")
+    size = 200_000
+    flood = [str(tmp_path / "child"), "flood", str(size)]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(tmp_path / program), "-n", "3", "-w", "2", *arguments]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        )
+
+    good = run("-o", str(size), *flood)
+    assert good.returncode == 0, good.stderr
+    assert set(json.loads(good.stdout)) == {"wall", "cpu"}
+    for wrong in (size - 1, size + 1):
+        bad = run("-o", str(wrong), *flood)
+        assert (bad.returncode, bad.stdout) == (1, "")
+    # No such thing to do: it fails.
+    assert run(str(tmp_path / "child")).returncode == 1
 
 
 def test_a_failure_is_told(tmp_path):
@@ -118,6 +185,11 @@ def test_every_target_is_about_something_that_is_measured():
         assert target.base is None or target.base in peers.PEERS
         # Only what is stated as it is has a bound in its own unit.
         assert (target.base is None) == (target.metric in work.absolute)
+        assert {target.peer, target.base or target.peer} <= {*QUICK_PEERS}
+
+
+def test_every_peer_has_a_colour():
+    assert set(chart.COLOURS) == set(peers.PEERS)
 
 
 def make_row(**values: list[float | None]) -> Row:

@@ -3,7 +3,7 @@
     __main__   the command line
     peers      who is measured: one way of calling for all of them
     works      what they have to do, one file a theme
-    programs   the children, and limit.c: the same work in C, as the limit
+    programs   the children; limit.c: the same work in C, as the limit; os_exec.go: in Go
     measure    one measurement, in a fresh process
     runner     rounds of measurements
     results    medians, ratios of pairs, ranges

@@ -7,8 +7,8 @@ import pwd
 import sys
 from pathlib import Path
 
-from . import chart, report, runner
-from .peers import PEERS, missing
+from . import chart, programs, report, runner
+from .peers import PEERS, missing, without_go
 from .results import Results
 from .targets import verdicts
 from .works import CURVES, WORKS
@@ -16,7 +16,7 @@ from .works import CURVES, WORKS
 #: Who draws the curves, if nobody else is named.
 CURVE_PEERS = ["c1", "native", "asyncio"]
 #: Who is in a quick run: those whom the targets are about.
-QUICK_PEERS = ["c2", "native+uvloop", "native", "asyncio", "uvloop", "pure"]
+QUICK_PEERS = ["c1", "c2", "native+uvloop", "native", "asyncio", "uvloop", "pure"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +71,11 @@ def measure(options: argparse.Namespace) -> Results:
     names = chosen(options.only, list(works), list(works), "work")
     default = CURVE_PEERS if options.scaling else QUICK_PEERS if quick else list(PEERS)
     peers = chosen(options.peers, list(PEERS), default, "peer")
+    if options.peers is None and not programs.has_go():
+        those = without_go(peers)
+        if those != peers:
+            print("the peer go is left out: Go is not installed here", file=sys.stderr)
+        peers = those
     lacking = missing(peers)
     if lacking:
         raise SystemExit(lacking)

@@ -20,6 +20,7 @@ COLOURS = {
     "threads": "#bcbd22",
     "c1": "#7f7f7f",
     "c2": "#000000",
+    "go": "#17becf",
 }
 
 

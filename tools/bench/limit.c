@@ -4,7 +4,8 @@
  *
  *   -n COUNT    children in all                    -t THREADS  that start them
  *   -w WIDTH    of them alive at a time
- *   -o          read their output from a pipe      -i          and write 1 kB to their stdin
+ *   -o SIZE     read their output from a pipe,     -i          and write 1 kB to their stdin
+ *               which is so many bytes
  *   -s          they tell when they ended (child.c, stamp): exit-to-wakeup latency
  *
  * and before the clock starts:
@@ -33,6 +34,7 @@
 extern char **environ;
 
 static int with_output, with_input, with_stamp;
+static size_t output_size;
 static int stamps[2];
 static char **command;
 
@@ -45,6 +47,7 @@ struct worker {
     pthread_t thread;
     long count, width;
     double *latencies;
+    char *output; /* room for one byte more than there should be */
 };
 
 static void die(const char *what, int error)
@@ -111,14 +114,19 @@ static void start(struct child *child)
     }
 }
 
-static void finish(struct child *child)
+static void finish(struct child *child, char *output)
 {
     siginfo_t info;
 
     if (child->output >= 0) {
-        char data[4096];
-        while (read(child->output, data, sizeof data) > 0)
-            ;
+        size_t size = 0;
+        ssize_t n;
+        while ((n = read(child->output, output + size, output_size + 1 - size)) > 0)
+            size += (size_t)n;
+        if (n < 0)
+            die("read", errno);
+        if (size != output_size)
+            die("a child's output has another size", 0);
         close(child->output);
     }
     if (waitid(P_PID, (id_t)child->pid, &info, WEXITED) < 0)
@@ -135,7 +143,7 @@ static void *work(void *argument)
     for (long i = 0; i < worker->count + worker->width; i++) {
         struct child *child = &ring[i % worker->width];
         if (i >= worker->width && i - worker->width < worker->count) {
-            finish(child);
+            finish(child, worker->output);
             if (with_stamp) {
                 double end = now();
                 char text[32] = "";
@@ -190,12 +198,12 @@ int main(int argc, char **argv)
     char *live_program = "";
     int option;
 
-    while ((option = getopt(argc, argv, "+n:w:t:oism:f:l:p:")) != -1) {
+    while ((option = getopt(argc, argv, "+n:w:t:o:ism:f:l:p:")) != -1) {
         switch (option) {
         case 'n': count = atol(optarg); break;
         case 'w': width = atol(optarg); break;
         case 't': threads = atol(optarg); break;
-        case 'o': with_output = 1; break;
+        case 'o': with_output = 1, output_size = (size_t)atol(optarg); break;
         case 'i': with_input = 1; break;
         case 's': with_stamp = 1; break;
         case 'm': heap = atol(optarg); break;
@@ -233,8 +241,11 @@ int main(int argc, char **argv)
             .count = share,
             .width = width > threads ? width / threads : 1,
             .latencies = latencies + first,
+            .output = malloc(output_size + 1),
         };
         first += share;
+        if (!workers[i].output)
+            die("malloc", errno);
         check("pthread_create", pthread_create(&workers[i].thread, NULL, work, &workers[i]));
     }
     for (long i = 0; i < threads; i++)

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from . import programs
+
 T = TypeVar("T")
 Job = Callable[[], Awaitable[object]]
 
@@ -349,8 +351,12 @@ class Entry:
     package: str | None = None
     #: AIOPROC_BACKEND of its process.
     backend: str | None = None
-    #: Of the C program, which is no Python peer.
+    #: One of Programs, instead of `kind`: a compiled peer. `arguments` are its own.
+    program: str | None = None
+    #: Of the C program.
     threads: int = 0
+    #: Whether it needs Go.
+    go: bool = False
 
     @property
     def modules(self) -> set[str]:
@@ -383,8 +389,9 @@ def _on_asyncio(name: str, title: str, module: str, backend: str | None = None) 
 
 #: In the order of a round: those who are compared are near each other.
 ENTRIES = [
-    Entry("c1", "C, one thread", None, threads=1),
-    Entry("c2", "C, two threads", None, threads=2),
+    Entry("go", "Go's os/exec", None, program="os_exec", go=True),
+    Entry("c1", "C, one thread", None, ("-t", "1"), program="limit", threads=1),
+    Entry("c2", "C, two threads", None, ("-t", "2"), program="limit", threads=2),
     *reversed(_on_asyncio("native", "aioproc native", "aioproc", "native")),
     *_on_asyncio("asyncio", "asyncio", "asyncio"),
     *_on_asyncio("pure", "aioproc pure", "aioproc", "pure"),
@@ -395,8 +402,19 @@ ENTRIES = [
 PEERS = {entry.name: entry for entry in ENTRIES}
 
 
+def without_go(names: Iterable[str]) -> list[str]:
+    """Those that need no Go."""
+    return [name for name in names if not PEERS[name].go]
+
+
 def missing(names: Iterable[str]) -> str | None:
     """What is not installed for these peers and how to get it, or None."""
+    names = list(names)
+    if without_go(names) != names and not programs.has_go():
+        return (
+            "Go is not installed here, needed for go: apt-get install golang-go\n"
+            "(or leave it out: --peers names those to measure)"
+        )
     absent: dict[str, list[str]] = {}
     for name in names:
         package = PEERS[name].package
@@ -423,5 +441,9 @@ def _has_extension() -> bool:
 def versions(names: Iterable[str]) -> dict[str, str]:
     import importlib.metadata
 
+    names = list(names)
     packages = {entry.package for name in names if (entry := PEERS[name]).package}
-    return {name: importlib.metadata.version(name) for name in sorted(packages)}
+    found = {name: importlib.metadata.version(name) for name in sorted(packages)}
+    if without_go(names) != names:
+        found["Go"] = programs.go_version()
+    return found

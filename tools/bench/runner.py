@@ -34,9 +34,11 @@ class Plan:
 
 
 def can(entry: Entry, work: Work) -> bool:
-    if entry.threads:
-        return work.limit is not None and entry.threads <= work.width
-    return entry.can(work.needs)
+    if entry.program is None:
+        return entry.can(work.needs)
+    if entry.go:
+        return work.go
+    return work.limit is not None and entry.threads <= work.width
 
 
 def plan(
@@ -95,8 +97,9 @@ def run(plans: list[Plan], rounds: int) -> None:
     """Measures all of it and fills the rows."""
     progress = Progress(rounds * sum(len(item.peers) for item in plans))
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        programs.build(Path(directory))
-        _compile({peer for item in plans for peer in item.peers}, directory)
+        peers = {peer for item in plans for peer in item.peers}
+        programs.build(Path(directory), go=any(PEERS[peer].go for peer in peers))
+        _compile(peers, directory)
         for item in plans:
             for number in range(rounds):
                 for peer in item.peers if number % 2 == 0 else reversed(item.peers):
@@ -132,22 +135,22 @@ def _once(item: Plan, peer: str, directory: str) -> None:
 
 
 def _measure(entry: Entry, work: Work, request: Request) -> Metrics:
-    if entry.threads:
-        return _limit(entry, work, request)
+    if entry.program is not None:
+        return _compiled(entry.program, entry, work, request)
     environment = {**os.environ, "AIOPROC_BACKEND": entry.backend or ""}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # see _compile
     command = [sys.executable, "-m", "tools.bench.measure", json.dumps(asdict(request))]
     return _answer(command, env=environment)
 
 
-def _limit(entry: Entry, work: Work, request: Request) -> Metrics:
+def _compiled(program: str, entry: Entry, work: Work, request: Request) -> Metrics:
     assert work.limit is not None
     setting = request.setting()
     options: dict[str, Any] = {}
     if request.user is not None:
         group = pwd.getpwnam(request.user).pw_gid
         options = {"user": request.user, "group": group, "extra_groups": []}
-    command = [setting.programs.limit, "-t", str(entry.threads), *work.limit(setting)]
+    command = [getattr(setting.programs, program), *entry.arguments, *work.limit(setting)]
     seconds = _answer(command, **options)
     return {
         "time": seconds.get("latency", seconds["wall"] / request.count) * 1e6,

@@ -45,6 +45,8 @@ class Work:
     needs: tuple[str, ...] = ()
     #: The same for limit.c: its arguments, where C has something to say.
     limit: Callable[[Setting], list[str]] | None = None
+    #: Whether os_exec.go knows these arguments too.
+    go: bool = False
     #: How many children at a time.
     width: int = 1
     #: What an ordinary user's limits may change.

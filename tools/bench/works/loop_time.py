@@ -6,7 +6,15 @@ import time
 from functools import partial
 
 from ..peers import Peer
-from .base import Metrics, Setting, Ticker, Work, beside_a_ticker
+from .base import (
+    Metrics,
+    Setting,
+    Stopwatch,
+    Ticker,
+    Work,
+    allow_descriptors,
+    beside_a_ticker,
+)
 
 #: Seconds between two starts.
 PAUSE = 0.005
@@ -47,6 +55,24 @@ def _measure(peer: Peer, setting: Setting) -> Metrics:
     }
 
 
+def _gather(peer: Peer, setting: Setting) -> Metrics:
+    allow_descriptors(20 * setting.count)
+    argv = [setting.programs.true]
+    watch = Stopwatch()
+
+    async def all_at_once() -> None:
+        await peer.at_once(setting.count, [lambda: peer.call(argv)] * setting.count)
+
+    async def timed() -> None:
+        with watch:
+            await all_at_once()
+
+    peer.run(timed)
+    # A ticker would disturb the clock, so it gets a run of its own.
+    ticker = peer.run(lambda: beside_a_ticker(peer, all_at_once))
+    return {"time": watch.wall * 1e3, "gap": ticker.longest * 1e3}
+
+
 WORKS = [
     Work(
         "loop-time",
@@ -57,5 +83,15 @@ WORKS = [
         units={"lost": "us/child", "ticks": "%"},
         needs=("call",),
         absolute=("ticks",),
-    )
+    ),
+    Work(
+        "gather",
+        "{count} spawn+wait in one gather()",
+        _gather,
+        count=200,
+        quick=200,
+        units={"time": "ms", "gap": "ms"},
+        needs=("call",),
+        absolute=("gap",),
+    ),
 ]

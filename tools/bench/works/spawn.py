@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..peers import Job, Peer
-from .base import PER_CHILD, Metrics, Setting, Stopwatch, Work, expect
+from .base import MIB, PER_CHILD, Metrics, Setting, Stopwatch, Work, expect
 
 KILOBYTE = b"x" * 1024
 
@@ -31,6 +32,17 @@ def _cat(peer: Peer, setting: Setting) -> Job:
     return job
 
 
+def _flood(size: int) -> MakeJob:
+    def make(peer: Peer, setting: Setting) -> Job:
+        async def job() -> None:
+            output = await peer.output([setting.programs.child, "flood", str(size)])
+            expect(len(output), size)
+
+        return job
+
+    return make
+
+
 async def children(peer: Peer, setting: Setting, job: Job, width: int) -> Metrics:
     with Stopwatch() as watch:
         await peer.at_once(width, [job] * setting.count)
@@ -44,38 +56,56 @@ def _measure(make: MakeJob, width: int) -> Callable[[Peer, Setting], Metrics]:
     return measure
 
 
-def _limit(width: int, *options: str, program: str) -> Callable[[Setting], list[str]]:
-    def arguments(setting: Setting) -> list[str]:
-        command = [getattr(setting.programs, program)]
-        if program == "echo":
-            command.append("hello")
-        return [*options, "-n", str(setting.count), "-w", str(width), *command]
+@dataclass(frozen=True)
+class _Kind:
+    """A job a child: ours, and the same for the compiled programs."""
 
-    return arguments
+    title: str
+    make: MakeJob
+    need: str
+    #: The child: a program of Programs, and its arguments.
+    program: str
+    arguments: tuple[str, ...] = ()
+    #: limit.c's.
+    options: tuple[str, ...] = ()
 
+    def limit(self, width: int) -> Callable[[Setting], list[str]]:
+        def arguments(setting: Setting) -> list[str]:
+            command = [getattr(setting.programs, self.program), *self.arguments]
+            return [*self.options, "-n", str(setting.count), "-w", str(width), *command]
 
-def _works(
-    name: str, title: str, make: MakeJob, need: str, *options: str, program: str
-) -> list[Work]:
-    return [
-        Work(
-            f"{name}-{width}",
-            f"{title}, {width} at a time",
-            _measure(make, width),
+        return arguments
+
+    def work(self, name: str, width: int) -> Work:
+        count, quick = (400, 100) if width == 1 else (1000, 250)
+        return Work(
+            name,
+            f"{self.title}, {width} at a time",
+            _measure(self.make, width),
             count,
             quick,
             PER_CHILD,
-            needs=(need,),
-            limit=_limit(width, *options, program=program),
+            needs=(self.need,),
+            limit=self.limit(width),
+            go=True,
             width=width,
-            pipes=bool(options),
+            pipes=bool(self.options),
         )
-        for width, count, quick in ((1, 400, 100), (32, 1000, 250))
-    ]
 
+
+def _captured(title: str, size: int) -> _Kind:
+    arguments = ("flood", str(size))
+    return _Kind(title, _flood(size), "output", "child", arguments, ("-o", str(size)))
+
+
+_SMALL = {
+    "spawn": _Kind("spawn+wait", _plain, "call", "true"),
+    "echo": _Kind("captured output", _echo, "output", "echo", ("hello",), ("-o", "6")),
+    "cat": _Kind("1 kB through cat", _cat, "exchange", "cat", (), ("-o", "1024", "-i")),
+}
 
 WORKS = [
-    *_works("spawn", "spawn+wait", _plain, "call", program="true"),
-    *_works("echo", "captured output", _echo, "output", "-o", program="echo"),
-    *_works("cat", "1 kB through cat", _cat, "exchange", "-o", "-i", program="cat"),
+    *(kind.work(f"{name}-{width}", width) for name, kind in _SMALL.items() for width in (1, 32)),
+    _captured("captured output of 100 KiB", 100 * 1024).work("100k", 1),
+    _captured("captured output of 1 MiB", MIB).work("mib", 1),
 ]
