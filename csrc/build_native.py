@@ -34,7 +34,8 @@ _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden
 _COMMON = ("tokens.c",)
 _POSIX = (
     *_COMMON,
-    *_files("posix", "usage", "plan", "looks", "children", "spawn_posix", "port", "spawn"),
+    *_files("posix", "usage", "plan", "stdio", "looks", "children"),
+    *_files("posix", "spawn_posix", "port", "spawn"),
 )
 # And one way to watch, by one kind of handle.
 _EPOLL = _files("posix", "port_epoll", "pidfd", "child_code", "spawn_clone")

@@ -75,6 +75,9 @@ class ResourceUsage(NamedTuple):
 class ReadEnd(Protocol):
     """Our end of a child's stdout or stderr."""
 
+    #: Whether read() gives what there is though nobody watches.
+    is_lazy: bool
+
     def fileno(self) -> int: ...
     def read(self, n: int, /) -> bytes:
         """Up to n bytes; b"" at the end; BlockingIOError when there is nothing yet."""
@@ -120,19 +123,25 @@ class Child(Protocol):
     pid: int
     #: -N for signal N; None while it lives and the exit has not been noticed.
     returncode: int | None
-    #: None until the exit, and where somebody else has reaped the child.
-    rusage: ResourceUsage | None
     #: Resolved when the exec has worked, OSError when it has not; None where that is
-    #: known to have worked already.
+    #: known to have worked already, and for a child that was spawned lazily.
     started: asyncio.Future[None] | None
-    #: Called once in the loop, after returncode and rusage were set.
+    #: Why the exec of such a one has failed; then it has no returncode.
+    error: OSError | None
+    #: Called once in the loop, after returncode and rusage were set, or error.
     on_exit: Callable[[], None] | None
+    #: See look_later().
+    on_slow: Callable[[], None] | None
     stdin: WriteEnd | None
     stdout: ReadEnd | None
     stderr: ReadEnd | None
     #: That of the child's creation: on_exit and the callbacks of the pipes run in it, or
     #: in a copy.
     context: contextvars.Context
+
+    @property
+    def rusage(self) -> ResourceUsage | None:
+        """None until the exit, and where somebody else has reaped the child."""
 
     def send_signal(self, signal: int, /) -> None:
         """From any thread, also after the loop closed. ProcessLookupError once the
@@ -145,6 +154,11 @@ class Child(Protocol):
     def peek(self) -> int | None:
         """The returncode of a child that has ended, be it noticed or not; leaves the
         noticing to the loop. From any thread."""
+
+    def look_later(self, on_slow: Callable[[], None], /) -> bool:
+        """Has on_slow called in the loop, in the child's context, once the child has lived
+        for a while from now on; not if its end is noticed before. In the loop's thread.
+        False: the loop is about to end, look now."""
 
     def expect_exit(self) -> None:
         """A pipe has reached its end: the exit is likely near."""
@@ -182,9 +196,18 @@ class Backend(Protocol):
     def strategy(self) -> str:
         """How children are made and exits noticed, for people."""
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        """What to wait for before each spawn, so that many of them leave the loop time for
+        others; None: nothing."""
+
+    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False) -> Child:
         """Starts a child; to be called in the loop's thread. OSError when there is
-        none; what failed later comes by Child.started."""
+        none; what failed later comes by Child.started.
+
+        lazy: nothing but its end, which most children come to soon, wakes the loop. What
+        failed later comes by Child.error and on_exit; to be used with look_later(), whose
+        callback then also means that the exec has worked.
+        """
 
     def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> Job:
         """In the loop's thread. NotImplementedError where there are none."""

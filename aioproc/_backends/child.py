@@ -8,6 +8,7 @@ from typing import Any
 
 from .base import ReadEnd, ResourceUsage, WriteEnd
 from .stdio import BaseStdio
+from .watcher import Watcher
 
 
 class BaseChild:
@@ -15,12 +16,14 @@ class BaseChild:
 
     __slots__ = (
         "__weakref__",
-        "_error",
+        "_rusage",
+        "_slow_watcher",
         "context",
+        "error",
         "on_exit",
+        "on_slow",
         "pid",
         "returncode",
-        "rusage",
         "started",
         "stderr",
         "stdin",
@@ -30,40 +33,61 @@ class BaseChild:
     def __init__(self, pid: int, stdio: BaseStdio[Any, Any]) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self.rusage: ResourceUsage | None = None
+        self._rusage: ResourceUsage | None = None
         self.started: asyncio.Future[None] | None = None
-        #: What `started` will raise.
-        self._error: OSError | None = None
+        self.error: OSError | None = None
         self.on_exit: Callable[[], None] | None = None
+        self.on_slow: Callable[[], None] | None = None
+        #: Who looks at it, while it lives and its loop does.
+        self._slow_watcher: Watcher[Any] | None = stdio.watcher
         self.context = stdio.context
         self.stdin: WriteEnd | None = stdio.stdin
         self.stdout: ReadEnd | None = stdio.stdout
         self.stderr: ReadEnd | None = stdio.stderr
 
+    def look_later(self, on_slow: Callable[[], None]) -> bool:
+        watcher = self._slow_watcher
+        if watcher is None or not watcher.is_open:
+            return False
+        watcher.look_later(self, on_slow)
+        return True
+
+    @property
+    def rusage(self) -> ResourceUsage | None:
+        return self._rusage
+
+    def look(self) -> None:
+        """It is alive when it was to be looked at."""
+        on_slow, self.on_slow = self.on_slow, None
+        if on_slow is not None:
+            self.context.run(on_slow)
+
     def expect_exit(self) -> None:
         pass  # it will be told
 
     def has_ended(self) -> bool:
-        return self.returncode is not None or self._error is not None
+        return self.returncode is not None or self.error is not None
 
     def tell(self) -> None:
         """In the loop: what is known by now."""
         started = self.started
         if started is not None and not started.done():
-            if self._error is None:
+            if self.error is None:
                 started.set_result(None)
                 self.started = None
             else:
-                started.set_exception(self._error)
-        on_exit = self.on_exit
-        if self.returncode is not None and on_exit is not None:
-            self.on_exit = None
-            # By now we are in the contextvars of what all children share.
-            self.context.run(on_exit)
+                started.set_exception(self.error)
+        if self.has_ended():
+            self.on_slow = self._slow_watcher = None
+            on_exit = self.on_exit
+            if on_exit is not None:
+                self.on_exit = None
+                # By now we are in the contextvars of what all children share.
+                self.context.run(on_exit)
 
     def _leave(self) -> None:
         """Tells nothing any more, and closes the pipes."""
-        self.on_exit = None
+        self.on_exit = self.on_slow = None
         for end in (self.stdin, self.stdout, self.stderr):
             if end is not None:
                 end.close()

@@ -68,10 +68,10 @@ class BaseStdio(Generic[W, R]):
     with a child that nobody gets.
     """
 
-    __slots__ = ("_watcher", "context", "stderr", "stdin", "stdout")
+    __slots__ = ("context", "stderr", "stdin", "stdout", "watcher")
 
     def __init__(self, watcher: Watcher[Any]) -> None:
-        self._watcher = watcher
+        self.watcher = watcher
         #: The contextvars of whoever makes the child, in which all that it does is told.
         self.context = contextvars.copy_context()
         self.stdin: W | None = None
@@ -88,7 +88,7 @@ class BaseStdio(Generic[W, R]):
         self._undo()
         if child is not None:
             child.abandon()
-        self._watcher.retire_when_idle()
+        self.watcher.retire_when_idle()
 
     def _undo(self) -> None:
         for end in (self.stdin, self.stdout, self.stderr):

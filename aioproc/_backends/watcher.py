@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import collections
 import contextvars
 import sys
 import threading
@@ -26,6 +27,16 @@ from typing import Any, Generic, Protocol, TypeVar
 #: Seconds without children after which a watcher closes. Not at once, since opening
 #: one costs a good part of a spawn.
 LINGER = 1.0
+#: Seconds that a child may live before it is looked at, if that was asked for. Most end
+#: sooner, and then nothing but their end has to wake the loop.
+SLOW = 0.005
+#: Seconds of a loop's round that may go into starting children. A hundred tasks that
+#: each start one would stop everything else otherwise, first themselves and then by what
+#: they have started: with ten times as much the children, all ready to run, keep the loop
+#: from the processor for twice as long, and none of them ends sooner (docs/performance.md).
+BUDGET = 0.0005
+#: Seconds: who is due so soon is looked at together with those who are due now.
+CLOSE = 0.001
 #: Seconds after which a loop that has shut its generators down, and still runs, gets
 #: its children back.
 REJOIN = 0.1
@@ -56,6 +67,9 @@ class Watched(Protocol):
     """What this file has to know of a child."""
 
     on_exit: Callable[[], None] | None
+    on_slow: Callable[[], None] | None
+
+    def look(self) -> None: ...
 
 
 class Watcher(Generic[C]):
@@ -74,6 +88,16 @@ class Watcher(Generic[C]):
         #: Emptied by whoever closes it first, in whatever thread.
         self._to_close = [True]
         self._timer: asyncio.TimerHandle | None = None
+        #: Those that are to be looked at, and when, in that order. One timer for all: one
+        #: for each would be set and cancelled in vain.
+        self._slow: collections.deque[tuple[float, C]] = collections.deque()
+        self._slow_timer: asyncio.TimerHandle | None = None
+        #: What has been spent of the budget, in seconds, and by how many children.
+        self._spent = 0.0
+        self._spenders = 0
+        #: Who waits for the rounds to come, first come first served.
+        self._turns: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._next_round_due = False
         self._guard: AsyncGenerator[None, None] | None = None
         self._watch_loop_end()
         # From the beginning: one that was opened in vain shall go as well.
@@ -110,11 +134,15 @@ class Watcher(Generic[C]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+        self._slow.clear()
         loop = self._loop()
         self._release(None if loop is None or loop.is_closed() else loop)
         # Futures among the children, and whom they tell, would keep the loop alive.
         for child in self.children.values():
-            child.on_exit = None
+            child.on_exit = child.on_slow = None
         self.children.clear()
         guard, self._guard = self._guard, None
         if guard is not None:
@@ -127,6 +155,7 @@ class Watcher(Generic[C]):
         """In a forked child, where all of this is the parent's."""
         self._to_close.clear()
         self.is_open = False
+        self._slow.clear()
         self.children.clear()
 
     def _watch_loop_end(self) -> None:
@@ -160,6 +189,7 @@ class Watcher(Generic[C]):
         if not self.is_open:
             return
         self._guard = None
+        self._look_at_first(len(self._slow))
         owed = [(child, child.on_exit) for child in self.children.values()]
         loop = self._loop()
         if loop is not None:
@@ -181,6 +211,83 @@ class Watcher(Generic[C]):
         """Has the loop's watcher, a new one, watch an orphan of this one; tells of the
         exit that was noticed meanwhile."""
         raise NotImplementedError
+
+    # -- the budget
+
+    def turn(self) -> asyncio.Future[None] | None:
+        """What to wait for before a child is started; None if that may be now."""
+        if not self._next_round_due:
+            return None
+        loop = self._loop()
+        assert loop is not None
+        turn = loop.create_future()
+        self._turns.append(turn)
+        return turn
+
+    def spend(self, seconds: float) -> None:
+        """So long it has taken to start a child."""
+        self._spent += seconds
+        self._spenders += 1
+        if self._spent >= BUDGET and not self._next_round_due:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        loop = self._loop()
+        assert loop is not None
+        by_loop(loop.call_soon, self._next_round)
+        self._next_round_due = True
+
+    def _next_round(self) -> None:
+        self._next_round_due = False
+        each = self._spent / self._spenders if self._spenders else BUDGET
+        self._spent, self._spenders = 0.0, 0
+        left = BUDGET
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():  # or cancelled
+                turn.set_result(None)
+                left -= each
+                if left <= 0:
+                    break
+        if self._turns:
+            self._end_round()
+
+    # -- looks
+
+    def look_later(self, child: C, on_slow: Callable[[], None]) -> None:
+        """Has on_slow called once the child has lived for SLOW, if its end has not been
+        noticed by then. In the loop's thread."""
+        loop = self._loop()
+        assert loop is not None
+        child.on_slow = on_slow
+        when = loop.time() + SLOW
+        self._slow.append((when, child))
+        if self._slow_timer is None:
+            self._slow_timer = by_loop(loop.call_at, when, self._look_at_due)
+
+    def _look_at_due(self) -> None:
+        self._slow_timer = None
+        loop = self._loop()
+        assert loop is not None
+        slow = self._slow
+        now = loop.time() + CLOSE
+        due = 0
+        for when, child in slow:
+            # Those that have ended are not worth another look.
+            if when > now and child.on_slow is not None:
+                break
+            due += 1
+        try:
+            self._look_at_first(due)
+        finally:
+            if slow and self._slow_timer is None:
+                self._slow_timer = by_loop(loop.call_at, slow[0][0], self._look_at_due)
+
+    def _look_at_first(self, count: int) -> None:
+        """At the first of them."""
+        while count and self._slow:
+            count -= 1
+            self._slow.popleft()[1].look()
 
     # -- idleness
 
@@ -204,6 +311,10 @@ class Watcher(Generic[C]):
             self.retire_when_idle()
 
 
+def _nobody() -> None:
+    return None
+
+
 class Watchers(Generic[R]):
     """The watchers of all loops."""
 
@@ -212,6 +323,8 @@ class Watchers(Generic[R]):
         # Of a loop that was closed it is still here, as long as anything holds it.
         self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[R]]
         self._of = weakref.WeakKeyDictionary()
+        #: The one and only, mostly: nobody else's loop has to be looked after then.
+        self._only: Callable[[], R | None] = _nobody
         self._lock = threading.Lock()
         # Where a thread looks whether the loop has closed, it may be too late for that;
         # and what a watcher holds would not be finalized any more.
@@ -230,9 +343,9 @@ class Watchers(Generic[R]):
 
     def of(self, loop: asyncio.AbstractEventLoop) -> R:
         """The loop's own, opened if need be. To be called in the loop's thread."""
-        found = self._of.get(loop)
-        watcher = None if found is None else found()
-        if watcher is not None and watcher.is_open and len(self._of) == 1:
+        only = self._only
+        watcher = only()
+        if watcher is not None and watcher._loop() is loop and watcher.is_open:
             return watcher
         with self._lock:
             for other, watcher in self._all():
@@ -245,7 +358,16 @@ class Watchers(Generic[R]):
             if watcher is None:
                 watcher = self._make(loop)
                 self._of[loop] = weakref.ref(watcher)
+            self._only = self._of[loop] if len(self._of) == 1 else _nobody
             return watcher
+
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        """As the watcher's. Opens none."""
+        watcher = self._only()
+        if watcher is None or watcher._loop() is not loop:
+            found = self._of.get(loop)
+            watcher = None if found is None else found()
+        return watcher.turn() if watcher is not None and watcher.is_open else None
 
     def forget(self) -> None:
         self._lock = threading.Lock()
@@ -253,3 +375,4 @@ class Watchers(Generic[R]):
             if watcher is not None:
                 watcher.forget()
         self._of = weakref.WeakKeyDictionary()
+        self._only = _nobody

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ try:
     import pwd
 except ImportError:  # Windows, Emscripten
     pass
+
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_HAS_NUL = operator.methodcaller("__contains__", 0)
 
 #: One less than what uid_t can hold: that one, -1, means "no change" to setreuid() and its
 #: kin, so that the child would keep what it shall give up.
@@ -45,6 +50,8 @@ def judge_descriptors(spec: SpawnSpec, close_fds: bool, pass_fds: Iterable[int])
         warnings.warn("pass_fds overriding close_fds.", RuntimeWarning, stacklevel=4)
         close_fds = True
     spec.close_fds = bool(close_fds)
+    if spec.pass_fds:
+        spec.given = [*spec.given, *spec.pass_fds]
 
 
 def judge_ids(
@@ -55,7 +62,6 @@ def judge_ids(
 ) -> None:
     spec.user = None if user is None else _database_id(user, "User")
     spec.group = None if group is None else _database_id(group, "Group")
-    spec.extra_groups = None
     if extra_groups is not None:
         if isinstance(extra_groups, str):
             raise ValueError("Groups must be a list, not a string")
@@ -75,16 +81,26 @@ def judge_strings(
     cwd: StrOrBytesPath | None,
     env: Mapping[Any, Any] | None,
 ) -> None:
-    encode = os.fsencode
     spec.args = args
-    spec.argv = [encode(arg) for arg in args]
-    spec.executable = args[0] if executable is None else executable
-    spec.cwd = cwd
-    spec.encoded_cwd = None if cwd is None else encode(cwd)
-    spec.env = env
-    environment = spec.environment = None if env is None else Environment(env)
-    program = encode(spec.executable)
-    if b"\0" in b"".join([program, spec.encoded_cwd or b"", *spec.argv]):
+    # os.fsencode(), whose own call would cost more than its work.
+    spec.argv = argv = [
+        arg.encode(_ENCODING, _ERRORS) if type(arg) is str else os.fsencode(arg) for arg in args
+    ]
+    if executable is None:
+        spec.executable = args[0]
+        program = argv[0]
+    else:
+        spec.executable = executable
+        program = os.fsencode(executable)
+    environment = None
+    if env is not None:
+        spec.env = env
+        environment = spec.environment = Environment(env)
+    encoded_cwd = b""
+    if cwd is not None:
+        spec.cwd = cwd
+        encoded_cwd = spec.encoded_cwd = os.fsencode(cwd)
+    if b"\0" in program or b"\0" in encoded_cwd or any(map(_HAS_NUL, argv)):
         raise ValueError("embedded null byte")
     if b"/" in program:
         spec.programs = [program]

@@ -55,9 +55,7 @@ def _stream_advice(name: str, value: Any) -> str:
     )
 
 
-def _stream(name: str, value: Stream) -> int | None:
-    if value is None:
-        return None
+def _stream(name: str, value: int | IO[Any]) -> int:
     if isinstance(value, int):
         if value == STDOUT:
             raise ValueError("STDOUT can only be used for stderr")
@@ -82,37 +80,8 @@ def _stream(name: str, value: Stream) -> int | None:
 
 
 class SpawnSpec:
-    """Plain data, judged; not to be changed once built."""
-
-    __slots__ = (
-        "args",
-        "argv",
-        "close_fds",
-        "command_line",
-        "creationflags",
-        "cwd",
-        "encoded_cwd",
-        "env",
-        "environment",
-        "executable",
-        "extra_groups",
-        "given",
-        "given_handles",
-        "group",
-        "pass_fds",
-        "pipesize",
-        "preexec_fn",
-        "process_group",
-        "programs",
-        "restore_signals",
-        "start_new_session",
-        "startupinfo",
-        "stderr_to_stdout",
-        "stdio",
-        "umask",
-        "user",
-        "user_args",
-    )
+    """Plain data, judged; not to be changed once built. What is rarely given has its value
+    here."""
 
     #: As the user gave them: Process.args (a sequence, or the shell's command).
     user_args: Any
@@ -121,35 +90,37 @@ class SpawnSpec:
     #: dict, sorted as CreateProcess wants it.
     args: list[Any]
     executable: Any
-    cwd: Any
-    env: Mapping[Any, Any] | None
+    cwd: Any = None
+    env: Mapping[Any, Any] | None = None
     #: POSIX: the same as the kernel takes them.
     argv: list[bytes]
     programs: list[bytes]
-    encoded_cwd: bytes | None
+    encoded_cwd: bytes | None = None
     #: None: ours, as it is when the child is made.
-    environment: Environment | None
+    environment: Environment | None = None
     #: Windows: what CreateProcess takes. The STARTUPINFO is a copy of the user's.
     command_line: str
     creationflags: int
     startupinfo: Any
     #: Per standard stream: None (inherit), PIPE, DEVNULL or a descriptor.
     stdio: tuple[int | None, int | None, int | None]
-    stderr_to_stdout: bool
+    stderr_to_stdout: bool = False
     #: All descriptors that were given; and handles, on Windows.
-    given: list[int]
-    given_handles: list[int]
-    close_fds: bool
-    pass_fds: list[int]
-    start_new_session: bool
-    process_group: int | None
-    user: int | None
-    group: int | None
-    extra_groups: list[int] | None
-    umask: int | None
-    restore_signals: bool
-    preexec_fn: Callable[[], Any] | None
-    pipesize: int
+    given: Sequence[int] = ()
+    given_handles: Sequence[int] = ()
+    close_fds: bool = True
+    pass_fds: Sequence[int] = ()
+    start_new_session: bool = False
+    process_group: int | None = None
+    user: int | None = None
+    group: int | None = None
+    extra_groups: list[int] | None = None
+    umask: int | None = None
+    restore_signals: bool = True
+    preexec_fn: Callable[[], Any] | None = None
+    pipesize: int = -1
+    #: POSIX: whether there is more to it than what to run, where, and its streams.
+    has_more: bool
 
     @classmethod
     def build(
@@ -188,10 +159,12 @@ class SpawnSpec:
 
         self = cls()
         self.user_args = args
-        self.pipesize = pipesize
-        self._judge_streams(stdin, stdout, stderr)
-        self.given = [fd for fd in self.stdio if fd is not None and fd >= 0]
-        self.given_handles = []
+        if pipesize != -1:
+            self.pipesize = pipesize
+        if stdin is stdout is stderr is None:
+            self.stdio = (None, None, None)
+        else:
+            self._judge_streams(stdin, stdout, stderr)
         if WINDOWS:
             windows.refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
             windows.judge_strings(self, args, shell, executable, cwd, env)
@@ -202,18 +175,31 @@ class SpawnSpec:
             raise ValueError("startupinfo is only supported on Windows platforms")
         if creationflags != 0:
             raise ValueError("creationflags is only supported on Windows platforms")
-        posix.judge_descriptors(self, close_fds, pass_fds)
-        self.given += self.pass_fds
-        if self.stderr_to_stdout and stdout is None:
-            self.given.append(1)
-        posix.judge_ids(self, user, group, extra_groups)
+        self.has_more = (
+            pipesize > 0
+            or bool(pass_fds)
+            or start_new_session
+            or process_group is not None
+            or not (user is group is None)
+            or extra_groups is not None
+            or umask >= 0
+        )
+        if pass_fds or close_fds is not True:
+            posix.judge_descriptors(self, close_fds, pass_fds)
+        if user is not None or group is not None or extra_groups is not None:
+            posix.judge_ids(self, user, group, extra_groups)
         argv = [executable or _SHELL, "-c", args] if shell else list(args)
         posix.judge_strings(self, argv, executable, cwd, env)
-        self.start_new_session = bool(start_new_session)
-        self.process_group = None if process_group is None or process_group < 0 else process_group
-        self.umask = None if umask < 0 else umask
-        self.restore_signals = bool(restore_signals)
-        self.preexec_fn = preexec_fn
+        if start_new_session:
+            self.start_new_session = True
+        if process_group is not None and process_group >= 0:
+            self.process_group = process_group
+        if umask >= 0:
+            self.umask = umask
+        if not restore_signals:
+            self.restore_signals = False
+        if preexec_fn is not None:
+            self.preexec_fn = preexec_fn
         return self
 
     def check_open(self) -> None:
@@ -226,9 +212,17 @@ class SpawnSpec:
             windows.check_handle(handle)
 
     def _judge_streams(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
-        self.stderr_to_stdout = isinstance(stderr, int) and stderr == STDOUT
-        self.stdio = (
-            _stream("stdin", stdin),
-            _stream("stdout", stdout),
-            None if self.stderr_to_stdout else _stream("stderr", stderr),
-        )
+        # The most frequent ones without a call.
+        if stdin is not None and stdin is not PIPE:
+            stdin = _stream("stdin", stdin)
+        if stdout is not None and stdout is not PIPE:
+            stdout = _stream("stdout", stdout)
+        to_stdout = False
+        if stderr is not None and stderr is not PIPE:
+            to_stdout = isinstance(stderr, int) and stderr == STDOUT
+            stderr = None if to_stdout else _stream("stderr", stderr)
+        self.stderr_to_stdout = to_stdout
+        self.stdio = (stdin, stdout, stderr)
+        self.given = [fd for fd in self.stdio if fd is not None and fd >= 0]
+        if to_stdout and stdout is None and not WINDOWS:
+            self.given.append(1)

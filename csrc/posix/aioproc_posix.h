@@ -42,7 +42,8 @@ enum {
   AP_UMASK = 16,
   AP_SETGROUPS = 32,
   AP_SETGID = 64,
-  AP_SETUID = 128
+  AP_SETUID = 128,
+  AP_LAZY = 256 /* no completion tells that the exec has worked, see ap_look */
 };
 
 /* ap_features() */
@@ -60,6 +61,13 @@ enum {
 
 typedef struct ap_port ap_port;
 
+/* What the child gets as a standard stream, if it is no descriptor. */
+enum {
+  AP_PIPE = -1,    /* one that is opened here; our end does not block */
+  AP_INHERIT = -2, /* what we have */
+  AP_NULL = -3     /* /dev/null */
+};
+
 /* One child to be. `strings` is one block of NUL-terminated strings, back to
  * back: the candidates for the program's path, the arguments, the environment
  * (NAME=value), and the working directory where has_cwd is set. A request is not used
@@ -71,14 +79,21 @@ typedef struct {
   int32_t arg_count;
   int32_t env_count;
   int32_t has_cwd;
-  int32_t fds[3];     /* what the child gets as 0, 1, 2; -1: inherit */
+  int32_t fds[3];     /* what the child gets as 0, 1, 2: a descriptor, or AP_PIPE... */
+  int32_t err_to_out; /* instead of fds[2]: what it has as stdout */
+  int32_t ours[3];    /* -1. Set by ap_port_spawn: our ends of AP_PIPEs, the caller's */
+  int32_t pipe_size;  /* of each AP_PIPE, in bytes, where the system has that; 0: its own */
   int32_t pass_count; /* pass_fds is sorted and has no value twice */
   int32_t group_count;
   int32_t process_group;
   int32_t file_mode_mask;
   uint32_t gid;
   uint32_t uid;
+  /* Instead of `strings`, for long ones: by ap_text_new. Taken by ap_port_spawn, which
+   * then sets it to NULL. */
+  char *text;
   /* Filled in by ap_port_spawn. */
+  int32_t orphans;    /* as ap_orphan_count */
   int32_t pid;
   int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
   int32_t step;    /* AP_STEP_*, where -errno is returned */
@@ -133,10 +148,20 @@ int ap_port_open(ap_port **port);
  * belongs to the port. */
 int ap_port_fd(const ap_port *port);
 
+/* Memory for the strings of a request, to be written by the caller. NULL: there is
+ * none. */
+char *ap_text_new(int64_t size);
+void ap_text_free(char *text);
+
 /* Starts a child. > 0: its token; completions will name it. -errno: there is no
  * child. -ENOTSUP: this strategy cannot do what the request asks. */
 int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
                       const int32_t *pass_fds, const uint32_t *groups);
+
+/* For a child that was started with AP_LAZY. 1: its exec is known to have worked; 0: it is
+ * not known yet, or it has failed, which a completion will tell; -ESRCH: the token is
+ * gone. */
+int ap_look(int64_t token);
 
 /* Watches a running, unreaped child of this process that somebody else started.
  * > 0: its token; only AP_EXITED will come for it. On -errno the child is as it

@@ -255,7 +255,7 @@ CHILD_CODE static long ap_child_exec(const ap_plan *plan) {
 }
 
 CHILD_CODE int ap_child_main(void *argument) {
-  const ap_plan *plan = argument;
+  ap_plan *plan = argument;
   int step;
   int32_t report;
   ap_child_reset_signals(plan->flags);
@@ -268,7 +268,10 @@ CHILD_CODE int ap_child_main(void *argument) {
     result = ap_child_exec(plan);
   }
   report = (int32_t)-result | step << 16;
-  CALL3(SYS_write, plan->result_fd, &report, sizeof report);
+  if (plan->result_fd >= 0)
+    CALL3(SYS_write, plan->result_fd, &report, sizeof report);
+  else
+    plan->report = report;
   CALL1(SYS_exit_group, 127);
   return 127;
 }

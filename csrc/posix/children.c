@@ -47,11 +47,29 @@ void child_unlink(ap_child **list, ap_child *child) {
   if (child->next) child->next->prev = child->prev;
 }
 
+/* Of a child without a pipe for it. */
+static ssize_t report_in_memory(const ap_plan *plan, int32_t *report) {
+  if (plan->in_use) {
+    errno = EAGAIN;
+    return -1;
+  }
+  *report = plan->report;
+  return *report ? (ssize_t)sizeof *report : 0;
+}
+
 static int exec_result(ap_child *child) {
   int32_t report;
-  ssize_t n = read(child->exec_fd, &report, sizeof report);
+  ssize_t n = child->exec_fd < 0 ? report_in_memory(child->plan, &report)
+                                 : read(child->exec_fd, &report, sizeof report);
   int error = n < 0 ? errno : EIO;
-  if (n < 0 && (error == EAGAIN || error == EINTR)) return ADVANCE_NOTHING;
+  if (n < 0 && (error == EAGAIN || error == EINTR)) {
+    /* A sibling between its fork and its exec may have a copy of the writing end; what
+     * a child that has ended had to say is there, though. */
+    ap_completion out;
+    if (!child->lazy || error == EINTR || process_peek(child, &out) == 0)
+      return ADVANCE_NOTHING;
+    n = 0;
+  }
   unwatch_exec(child);
   if (n != 0 && n != (ssize_t)sizeof report) {
     /* No pipe reads like that: somebody has closed our descriptor, and the number is
@@ -63,7 +81,7 @@ static int exec_result(ap_child *child) {
     process_signal(child, SIGKILL);
     return ADVANCE_FAILED;
   }
-  close(child->exec_fd);
+  if (child->exec_fd >= 0) close(child->exec_fd);
   child->exec_fd = -1;
   if (n) {
     /* It still runs on the plan's memory, on its way to _exit. */
@@ -109,8 +127,17 @@ static int exit_result(ap_child *child, ap_completion *out) {
   return taken_status(child, &out->status) ? ADVANCE_ENDED : ADVANCE_LATER;
 }
 
+bool child_settle(ap_child *child) {
+  return child->state != CHILD_STARTING || exec_result(child) != ADVANCE_NOTHING;
+}
+
 int child_advance(ap_child *child, ap_completion *out) {
-  if (child->state == CHILD_STARTING) return exec_result(child);
+  if (child->state == CHILD_STARTING) {
+    int result = exec_result(child);
+    /* What was told of a lazy one is its exit. */
+    if (!child->lazy) return result;
+    if (result == ADVANCE_NOTHING) return ADVANCE_LATER;
+  }
   return exit_result(child, out);
 }
 
@@ -127,9 +154,7 @@ void orphan_release(ap_child *child) {
 
 /* Moves an orphan on. True when it has ended, and was freed. */
 static bool orphan_ended(ap_child *child, ap_completion *out) {
-  if (child->state == CHILD_STARTING &&
-      child_advance(child, out) == ADVANCE_NOTHING)
-    return false;
+  if (!child_settle(child)) return false;
   if (child_advance(child, out) != ADVANCE_ENDED) return false;
   orphan_release(child);
   child_free(child);
@@ -179,6 +204,15 @@ int ap_signal(int64_t token, int signal) {
   return result;
 }
 
+int ap_look(int64_t token) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child) result = child_settle(child) && child->state == CHILD_RUNNING;
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
 int ap_abandon(int64_t token) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
@@ -206,6 +240,7 @@ int ap_peek(int64_t token, ap_completion *out) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
   int result = child ? 0 : -ESRCH;
+  if (child && child->lazy) child_settle(child);
   if (child && child->state == CHILD_RUNNING) {
     out->status = -1;
     result = process_peek(child, out);

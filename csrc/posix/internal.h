@@ -1,7 +1,7 @@
 /* What the files of csrc/posix share among themselves, from the bottom up. A file calls
  * those above it in this list, none below it:
  *
- *   tokens.c, usage.c, plan.c
+ *   tokens.c, usage.c, plan.c, stdio.c
  *   port_epoll.c or port_kqueue.c    the poller: what a port waits for
  *   looks.c                          children to be looked at without an event
  *   pidfd.c or pid.c                 one child, as the kernel knows it
@@ -48,6 +48,7 @@ struct ap_child {
   int pidfd;        /* Linux; -1: another wait took the child before we could open it */
   int exec_fd;      /* CHILD_STARTING: reading end of the exec-result pipe */
   struct ap_plan *plan; /* what the child runs on and reads until its exec */
+  bool lazy;        /* its exec's result is not watched: its exit tells that, too */
   bool abandoned;   /* nobody wants its completions */
   int error, step;  /* CHILD_FAILING */
   int tries;        /* looks at a status that has not appeared yet */
@@ -57,8 +58,8 @@ struct ap_child {
   ap_child *next, *prev;             /* among the children of the port */
   ap_child *retry_next;              /* among those to be looked at again */
   bool retrying;
+  bool watched;     /* the poller will name it */
 #if !AP_LINUX
-  bool watched;       /* its exit will be announced */
   bool announced;     /* it has been, and with it came */
   int status;         /* the status; -1: none */
   bool ended;         /* reaped before the port told of it, with */
@@ -116,23 +117,38 @@ typedef struct ap_plan {
   int process_group;
   unsigned file_mode_mask;
   uint32_t gid, uid;
-  int result_fd;
+  int result_fd; /* where the exec's failure is written; -1: into `report` */
+  int32_t report;
+  /* Not 0 until the child has left this memory: the kernel clears it at the exec and at the
+   * exit (CLONE_CHILD_CLEARTID, clone(2)). For those without a result_fd. */
+  volatile int32_t in_use;
+  char *own_text; /* ap_text_new's */
   const char *open_files; /* the directory that lists them; no text in child code */
   uint64_t signal_mask; /* the caller's, to be restored before exec */
 } ap_plan;
 
-/* One block of memory: stack_size bytes, then the plan and all it points to.
+/* One block of memory: stack_size bytes, then the plan and all it points to; but
+ * request->text stays where it is, and becomes the plan's.
  * NULL: no memory. Without ap_lock, which it takes. */
-ap_plan *plan_new(size_t stack_size, const ap_request *request,
+ap_plan *plan_new(size_t stack_size, ap_request *request,
                   const char *strings, const int32_t *pass_fds,
                   const uint32_t *groups);
 /* With ap_lock, once no child runs in it any more; NULL is none. The next plan may get the
  * block. */
 void plan_free(ap_plan *plan);
 
-/* Notes the writing end of the exec-result pipe, and with it what the child
- * leaves open. */
+/* Notes the writing end of the exec-result pipe, -1 where there is none, and with it what
+ * the child leaves open. */
 void plan_keep(ap_plan *plan, int result_fd);
+
+/* stdio.c: the pipes of a child to be. */
+
+/* Opens what the request asks for; fds are all descriptors then, or AP_INHERIT. 0, or
+ * -errno with none open. */
+int stdio_open(ap_request *request, int *theirs);
+/* There is a child, or none: closes theirs, and ours if there is none. */
+void stdio_close(ap_request *request, int *theirs, bool made);
+enum { STDIO_COUNT = 3 };
 
 /* port_epoll.c or port_kqueue.c: the poller, which is what a port waits for. With
  * ap_lock held, but for poller_open. */
@@ -141,14 +157,14 @@ void plan_keep(ap_plan *plan, int result_fd);
 int poller_open(ap_port *port);
 /* Closes what this process has of them. */
 void poller_close(ap_port *port, bool ours);
-/* poller_wait will name the child when its exec's result has come. 0 or -errno. */
+/* poller_wait will name the child once when its exec's result has come. 0 or -errno. */
 int watch_exec(ap_port *port, ap_child *child);
 void unwatch_exec(ap_child *child);
 /* poller_wait will name the child once when it has ended. 0; -ESRCH: it has
  * ended; -errno. */
 int watch_exit(ap_port *port, ap_child *child);
-/* The same, for a child whose exit was announced too early. */
-int watch_exit_again(ap_port *port, ap_child *child);
+/* What it was last watched for, which was announced too early. */
+int watch_again(ap_port *port, ap_child *child);
 void unwatch(ap_port *port, ap_child *child);
 /* poller_wait will name TIMER, once, after that time. */
 void arm_timer(ap_port *port, long nanoseconds);
@@ -215,7 +231,11 @@ enum {
   ADVANCE_LATER = 4    /* an exit was announced, its status is not there yet */
 };
 
-/* Moves a child on as far as it is, by one step. Does not block. When the exec's result
+/* Notes the exec's result if it is known by now; true when the child is not
+ * CHILD_STARTING. */
+bool child_settle(ap_child *child);
+
+/* Moves a child on as far as it is, by one step; a lazy one by two. Does not block. When the exec's result
  * is known, unregisters and closes exec_fd and frees the plan. A child whose result
  * cannot be known any more is killed, and fails. */
 int child_advance(ap_child *child, ap_completion *out);
@@ -228,9 +248,11 @@ void children_forget(void);
 /* spawn_clone.c, on Linux: our own child, whose code is in child_code.c.
  *
  * clone_pipe makes the exec-result pipe, whose reading end the poller then watches, so
- * that nothing can fail once there is a child; clone_start makes the child, by AP_CLONE
+ * that nothing can fail once there is a child; a lazy child that shares our memory
+ * (clone_shares) needs none. clone_start makes the child, by AP_CLONE
  * or AP_COPY. Both with ap_lock held: no other child may be made in between and carry
  * our writing end along. 0 or -errno; clone_start always closes the writing end. */
+bool clone_shares(const ap_plan *plan, int strategy);
 int clone_pipe(ap_child *child, ap_plan *plan);
 int clone_start(ap_child *child, ap_plan *plan, int strategy);
 /* As ap_probe. */

@@ -2,6 +2,7 @@
  * environment is that children inherit. */
 #define _GNU_SOURCE
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -85,14 +86,20 @@ static void block_give(void *memory, size_t size) {
   kept_bytes += size;
 }
 
-ap_plan *plan_new(size_t stack_size, const ap_request *request,
-                  const char *strings, const int32_t *pass_fds,
+/* By malloc: the child reads it, and does not run on it as on the rest. */
+char *ap_text_new(int64_t size) { return malloc(size > 0 ? (size_t)size : 1); }
+
+void ap_text_free(char *text) { free(text); }
+
+ap_plan *plan_new(size_t stack_size, ap_request *request, const char *strings,
+                  const int32_t *pass_fds,
                   const uint32_t *groups) {
   size_t pointers = (size_t)request->program_count + (size_t)request->arg_count +
                     (size_t)request->env_count + 3;
-  size_t text_size =
-      strings_size(strings, request->program_count + request->arg_count +
-                                request->env_count + (request->has_cwd ? 1 : 0));
+  size_t text_size = 0;
+  if (!request->text)
+    text_size = strings_size(strings, request->program_count + request->arg_count +
+                                          request->env_count + (request->has_cwd ? 1 : 0));
   size_t fds = (size_t)request->pass_count, ids = (size_t)request->group_count;
   size_t size = stack_size + sizeof(ap_plan) + pointers * sizeof(char *) +
                 (fds + fds + 1) * sizeof(int32_t) + ids * sizeof(uint32_t) +
@@ -105,7 +112,7 @@ ap_plan *plan_new(size_t stack_size, const ap_request *request,
   int32_t *numbers = (int32_t *)(void *)(place + pointers);
   uint32_t *own_groups = (uint32_t *)(numbers + fds + fds + 1);
   char *text = (char *)(own_groups + ids);
-  memcpy(text, strings, text_size);
+  if (text_size) memcpy(text, strings, text_size);
 
   *plan = (ap_plan){
       .memory = memory,
@@ -122,8 +129,13 @@ ap_plan *plan_new(size_t stack_size, const ap_request *request,
       .groups = own_groups,
       .group_count = request->group_count,
       .result_fd = -1,
+      .own_text = request->text,
       .open_files = "/proc/self/fd",
   };
+  if (request->text) {
+    text = request->text;
+    request->text = NULL;
+  }
   plan->programs = (const char *const *)point_at(&place, &text,
                                                  request->program_count);
   plan->argv = point_at(&place, &text, request->arg_count);
@@ -135,13 +147,15 @@ ap_plan *plan_new(size_t stack_size, const ap_request *request,
 }
 
 void plan_free(ap_plan *plan) {
-  if (plan) block_give(plan->memory, plan->memory_size);
+  if (!plan) return;
+  free(plan->own_text);
+  block_give(plan->memory, plan->memory_size);
 }
 
 void plan_keep(ap_plan *plan, int result_fd) {
   int32_t *keep = (int32_t *)plan->keep;
   int n = 0;
-  bool placed = false;
+  bool placed = result_fd < 0;
   for (int i = 0; i < plan->pass_count; i++) {
     int32_t fd = plan->pass_fds[i];
     if (fd < 3) continue;

@@ -106,7 +106,8 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
       child_free(child);
       return tell;
     }
-    default:
+    default: /* told of too early: not known to happen */
+      look_later(port, child, SOON);
       return 0;
   }
 }
@@ -120,7 +121,7 @@ static int retry(ap_port *port, ap_completion *completions, int n) {
     list = child->retry_next;
     child->retrying = false;
     /* An event will come instead. */
-    if (watch_exit_again(port, child) == 0) continue;
+    if (watch_again(port, child) == 0) continue;
     count += advance(port, child, &completions[count]);
   }
   if (list) looks_put_back(port, list);
@@ -155,11 +156,12 @@ int ap_port_rejoin(ap_port *port, int64_t token) {
   ap_child *child = child_find(token);
   int result = -ESRCH;
   if (child && !child->port) {
-    result = child->state == CHILD_STARTING ? watch_exec(port, child) : 0;
+    bool starting = child->state == CHILD_STARTING && !child->lazy;
+    result = starting ? watch_exec(port, child) : 0;
     if (result == 0) {
       orphan_release(child);
       port_take(port, child);
-      if (child->state != CHILD_STARTING) expect_exit(port, child);
+      if (!starting) expect_exit(port, child);
       result = child->state == CHILD_RUNNING;
     }
   }

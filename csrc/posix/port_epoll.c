@@ -33,35 +33,51 @@ void poller_close(ap_port *port, bool ours) {
   close(port->fd);
 }
 
-int watch_exec(ap_port *port, ap_child *child) {
-  return control(port, EPOLL_CTL_ADD, child->exec_fd, EPOLLIN, child->token);
-}
-
-/* Always before close(): while a child before its exec holds a copy of the
- * descriptor, closing ours leaves the registration in place (epoll(7), Q6). */
-void unwatch_exec(ap_child *child) {
-  if (child->port) epoll_ctl(child->port->fd, EPOLL_CTL_DEL, child->exec_fd, NULL);
-}
-
 /* ONESHOT: a child under a debugger leaves its pidfd readable with nothing to reap,
- * which would spin (see child_advance). */
+ * which would spin (see child_advance). And what has been told of once need not be taken
+ * out before it is closed: it tells nothing any more. */
 enum { ONCE = EPOLLIN | EPOLLONESHOT };
+
+static int watch(ap_port *port, ap_child *child, int operation, int fd) {
+  int result = control(port, operation, fd, ONCE, child->token);
+  if (result == 0) child->watched = true;
+  return result;
+}
+
+/* Always before close(), where it has not been told of: while a child before its exec holds
+ * a copy of the descriptor, closing ours leaves the registration in place (epoll(7), Q6). */
+static void forget_fd(ap_port *port, ap_child *child, int fd) {
+  if (child->watched && fd >= 0) epoll_ctl(port->fd, EPOLL_CTL_DEL, fd, NULL);
+  child->watched = false;
+}
+
+int watch_exec(ap_port *port, ap_child *child) {
+  return watch(port, child, EPOLL_CTL_ADD, child->exec_fd);
+}
+
+void unwatch_exec(ap_child *child) {
+  if (child->port && !child->lazy) forget_fd(child->port, child, child->exec_fd);
+}
 
 int watch_exit(ap_port *port, ap_child *child) {
   if (child->pidfd < 0) return -ESRCH;
-  return control(port, EPOLL_CTL_ADD, child->pidfd, ONCE, child->token);
+  return watch(port, child, EPOLL_CTL_ADD, child->pidfd);
+}
+
+static bool waits_for_exec(const ap_child *child) {
+  return child->state == CHILD_STARTING && !child->lazy;
 }
 
 /* The event comes at once if there is one. */
-int watch_exit_again(ap_port *port, ap_child *child) {
-  if (child->pidfd < 0) return -ESRCH;
-  if (control(port, EPOLL_CTL_MOD, child->pidfd, ONCE, child->token) == 0) return 0;
-  return watch_exit(port, child);
+int watch_again(ap_port *port, ap_child *child) {
+  int fd = waits_for_exec(child) ? child->exec_fd : child->pidfd;
+  if (fd < 0) return -ESRCH;
+  if (watch(port, child, EPOLL_CTL_MOD, fd) == 0) return 0;
+  return watch(port, child, EPOLL_CTL_ADD, fd);
 }
 
 void unwatch(ap_port *port, ap_child *child) {
-  if (child->exec_fd >= 0) unwatch_exec(child);
-  if (child->pidfd >= 0) epoll_ctl(port->fd, EPOLL_CTL_DEL, child->pidfd, NULL);
+  forget_fd(port, child, waits_for_exec(child) ? child->exec_fd : child->pidfd);
 }
 
 void arm_timer(ap_port *port, long nanoseconds) {
@@ -79,6 +95,9 @@ int poller_wait(ap_port *port, int64_t *tokens, int n) {
       uint64_t expirations;
       ssize_t ignored = read(port->timer, &expirations, sizeof expirations);
       (void)ignored;
+    } else {
+      ap_child *child = child_find(tokens[i]);
+      if (child) child->watched = false;
     }
   }
   return ready;

@@ -71,7 +71,7 @@ int watch_exit(ap_port *port, ap_child *child) {
 /* Some kernels tell of the exit a moment before the child can be waited for (libuv's
  * issue 3504: macOS, FreeBSD, OpenBSD), and only once: nothing but another look
  * helps. */
-int watch_exit_again(ap_port *port, ap_child *child) {
+int watch_again(ap_port *port, ap_child *child) {
   (void)port, (void)child;
   return -ENOTSUP;
 }

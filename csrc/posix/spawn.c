@@ -24,12 +24,19 @@ static int64_t start_clone(ap_port *port, ap_request *request,
   }
   child->state = CHILD_STARTING;
   child->plan = plan;
-  result = clone_pipe(child, plan);
-  if (result < 0) goto finish;
-  result = watch_exec(port, child);
-  if (result < 0) {
-    close(plan->result_fd);
-    goto finish;
+  child->lazy = (request->flags & AP_LAZY) != 0;
+  if (child->lazy && clone_shares(plan, request->strategy)) {
+    plan_keep(plan, -1);
+  } else {
+    result = clone_pipe(child, plan);
+    if (result < 0) goto finish;
+  }
+  if (!child->lazy) {
+    result = watch_exec(port, child);
+    if (result < 0) {
+      close(plan->result_fd);
+      goto finish;
+    }
   }
   child->port = port;
   result = clone_start(child, plan, request->strategy);
@@ -39,6 +46,7 @@ static int64_t start_clone(ap_port *port, ap_request *request,
   }
   request->pid = child->pid;
   result = port_take(port, child);
+  if (child->lazy) expect_exit(port, child);
 
 finish:
   if (result < 0 && child) child_free(child);
@@ -120,11 +128,18 @@ int ap_features(void) {
 int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
                       const int32_t *pass_fds, const uint32_t *groups) {
   if (port_is_foreign(port)) return -ECHILD;
+  int theirs[STDIO_COUNT];
   request->started = 0;
+  request->orphans = ap_orphan_count();
+  request->step = AP_STEP_SETUP;
+  request->token = stdio_open(request, theirs);
+  if (request->token < 0) return request->token;
   request->step = AP_STEP_NONE;
+  if (request->text) strings = request->text;
   if (request->strategy == AP_PORTABLE)
     request->token = start_portable(port, request, strings, pass_fds);
   else
     request->token = start_clone(port, request, strings, pass_fds, groups);
+  stdio_close(request, theirs, request->token > 0);
   return request->token;
 }

@@ -29,7 +29,7 @@ size_t clone_stack_size(void) { return STACK_SIZE; }
 /* Runs `entry` on the stack below `argument`. Returns the pid, and in *pidfd its
  * descriptor, -1 where the kernel knows none; or -errno. */
 static int clone_at(int (*entry)(void *), void *argument, int flags,
-                    uint64_t *mask, int *pidfd) {
+                    uint64_t *mask, int *pidfd, volatile int32_t *in_use) {
   uint64_t all = ~(uint64_t)0;
   int made = -1;
   void *stack = (void *)((uintptr_t)argument & ~(uintptr_t)15);
@@ -37,7 +37,9 @@ static int clone_at(int (*entry)(void *), void *argument, int flags,
    * must not run in a child either. */
   if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, mask, KERNEL_SIGSET_SIZE) < 0)
     return -errno;
-  int pid = clone(entry, stack, flags | CLONE_PIDFD | SIGCHLD, argument, &made);
+  if (in_use) flags |= CLONE_CHILD_CLEARTID;
+  int pid = clone(entry, stack, flags | CLONE_PIDFD | SIGCHLD, argument, &made, NULL,
+                  (void *)(uintptr_t)in_use);
   int error = errno;
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, NULL, KERNEL_SIGSET_SIZE);
   /* What a pids cgroup refuses is refused late (cgroup_can_fork): copy_process() in
@@ -73,13 +75,22 @@ enum { CLONE_EXTRA = CLONE_VFORK };
 
 static int memory_flags(bool copy) { return copy ? 0 : CLONE_VM | CLONE_EXTRA; }
 
-int clone_start(ap_child *child, ap_plan *plan, int strategy) {
+bool clone_shares(const ap_plan *plan, int strategy) {
   /* A change of ids must not share memory with the parent: for a moment the new
    * user could reach into it (ptrace). The same child, on a copy. */
   int ids = plan->flags & (AP_SETGROUPS | AP_SETGID | AP_SETUID);
-  int pid = clone_at(ap_child_main, plan, memory_flags(ids || strategy == AP_COPY),
-                     &plan->signal_mask, &child->pidfd);
-  close(plan->result_fd);
+  return !ids && strategy != AP_COPY;
+}
+
+int clone_start(ap_child *child, ap_plan *plan, int strategy) {
+  volatile int32_t *in_use = NULL;
+  if (plan->result_fd < 0) {
+    plan->in_use = 1;
+    in_use = &plan->in_use;
+  }
+  int pid = clone_at(ap_child_main, plan, memory_flags(!clone_shares(plan, strategy)),
+                     &plan->signal_mask, &child->pidfd, in_use);
+  if (plan->result_fd >= 0) close(plan->result_fd);
   if (pid < 0) return pid;
   child->pid = pid;
   return 0;
@@ -110,7 +121,7 @@ int clone_probe(int strategy, const char **what) {
   close(self);
 
   *what = copy ? "clone(CLONE_PIDFD)" : "clone(CLONE_VM | CLONE_PIDFD)";
-  int pid = clone_at(ap_child_probe, mark, memory_flags(copy), &mask, &pidfd);
+  int pid = clone_at(ap_child_probe, mark, memory_flags(copy), &mask, &pidfd, NULL);
   if (pid < 0) {
     error = pid;
     goto finish;

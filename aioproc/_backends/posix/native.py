@@ -27,9 +27,10 @@ from ..base import (
     warn_unknown_exit,
 )
 from ..child import BaseChild
+from ..stdio import PIPE
 from ..watcher import REJOIN, Watcher, Watchers, by_loop
 from .environment import inherited
-from .pipes import Stdio
+from .pipes import Stdio, is_uvloops, make_blocking
 from .popen import popen, see_off
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ STRATEGIES = {name: code for name, code in _CODES.items() if code & lib.ap_strat
 _VALGRIND = "vgpreload" in os.environ.get("LD_PRELOAD", "")
 
 _BATCH = 64
+_SIZE = ffi.sizeof("ap_completion")
+
+#: Bytes of program, arguments and environment that are worth more calls for fewer copies.
+LONG = 128 * 1024
 
 
 def is_watched() -> bool:
@@ -144,7 +149,7 @@ def _usage(completion: Any) -> ResourceUsage | None:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_generation", "_port", "_spec", "_token")
+    __slots__ = ("_generation", "_port", "_spec", "_token", "_usage", "is_starting")
 
     def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
@@ -153,6 +158,15 @@ class NativeChild(BaseChild):
         #: For the error of a failed exec; let go of once it has worked.
         self._spec: SpawnSpec | None = spec
         self._generation = generation.number
+        #: Its exec's result is not known.
+        self.is_starting = False
+        #: An ap_completion, as bytes.
+        self._usage: bytes | None = None
+
+    @property
+    def rusage(self) -> ResourceUsage | None:
+        usage = self._usage
+        return None if usage is None else _usage(ffi.from_buffer("ap_completion *", usage))
 
     def send_signal(self, signal: int) -> None:
         if self.returncode is not None or self._generation != generation.number:
@@ -191,9 +205,11 @@ class NativeChild(BaseChild):
         self._port = None
         if completion.kind == lib.AP_FAILED:
             assert self._spec is not None
-            self._error = spawn_error(self._spec, completion.error, completion.step)
+            self.error = spawn_error(self._spec, completion.error, completion.step)
             return
-        self.rusage = _usage(completion)
+        self._spec = None
+        # To be read when somebody asks, which few do.
+        self._usage = ffi.buffer(completion, _SIZE)[:]
         status = completion.status
         if status < 0:
             self.returncode = UNKNOWN_EXIT
@@ -201,10 +217,20 @@ class NativeChild(BaseChild):
         else:
             self.returncode = os.waitstatus_to_exitcode(status)
 
-    def tell(self) -> None:
-        super().tell()
-        if self.started is None:
-            self._spec = None
+    def look(self) -> None:
+        on_slow = self.on_slow
+        if on_slow is None:
+            return  # it has ended
+        if self.is_starting and lib.ap_look(self._token) == 0:
+            # On its way yet, on a busy machine; or a completion will tell.
+            self.look_later(on_slow)
+            return
+        self.has_started()
+        super().look()
+
+    def has_started(self) -> None:
+        self.is_starting = False
+        self._spec = None
 
 
 class _Port(Watcher[NativeChild]):
@@ -215,21 +241,22 @@ class _Port(Watcher[NativeChild]):
         result = lib.ap_port_open(handle)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
-        self._port: Any = handle[0]
+        self.handle: Any = handle[0]
         #: Asked once a port: the answer costs a good part of a spawn.
         self.is_watched = is_watched()
+        self.is_uvloops = is_uvloops(loop)
         self._completions = ffi.new("ap_completion[]", _BATCH)
         #: How many of them there are, and how many have been told of.
         self._count = self._told = 0
         super().__init__(loop)
         try:
-            by_loop(loop.add_reader, lib.ap_port_fd(self._port), self._drain)
+            by_loop(loop.add_reader, lib.ap_port_fd(self.handle), self._drain)
         except BaseException:
             self.close()
             raise
 
     def _release(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        port, self._port = self._port, None
+        port, self.handle = self.handle, None
         if loop is not None:
             loop.remove_reader(lib.ap_port_fd(port))
         # First, since from the next call on any thread may hear of their ends.
@@ -238,40 +265,26 @@ class _Port(Watcher[NativeChild]):
 
     def is_idle(self) -> bool:
         # The C layer also counts those that are being reaped without being told of.
-        return not self.children and not lib.ap_port_live(self._port)
+        return not self.children and not lib.ap_port_live(self.handle)
 
     def _rejoin(self, loop: asyncio.AbstractEventLoop, child: NativeChild) -> None:
         if child.has_ended():
             child.tell()
             return
         port = _ports.of(loop)
-        result = lib.ap_port_rejoin(port._port, child._token)
+        result = lib.ap_port_rejoin(port.handle, child._token)
         if result >= 0:
             _orphans.pop(child._token, None)
-            port.add(child._token, child)
+            port.children[child._token] = child
+            child._port = port
             if result == 1:
-                child.tell()  # that its exec has worked
+                child.has_started()
+                child.tell()
         else:
             # No memory, or another thread has just heard of its end, and will note it.
             by_loop(loop.call_later, REJOIN, self._rejoin, loop, child)
 
     # -- children
-
-    def spawn(self, request: Any, strings: bytes, spec: SpawnSpec) -> int:
-        self.touch()
-        token: int = lib.ap_port_spawn(
-            self._port, request, strings, spec.pass_fds, spec.extra_groups or ()
-        )
-        return token
-
-    def adopt(self, pid: int) -> int:
-        self.touch()
-        token: int = lib.ap_port_adopt(self._port, pid)
-        return token
-
-    def add(self, token: int, child: NativeChild) -> None:
-        self.children[token] = child
-        child._port = self
 
     def abandon(self, token: int) -> None:
         self.children.pop(token, None)
@@ -283,12 +296,12 @@ class _Port(Watcher[NativeChild]):
             return
         completions = self._completions
         if self._told >= self._count:
-            self._told, self._count = 0, lib.ap_port_next(self._port, completions, _BATCH)
+            self._told, self._count = 0, lib.ap_port_next(self.handle, completions, _BATCH)
             if self._count < 0:
                 raise OSError(-self._count, os.strerror(-self._count))
         try:
             while self._told < self._count:
-                completion = completions[self._told]
+                completion = completions + self._told
                 self._told += 1
                 self._complete(completion)
         finally:
@@ -306,6 +319,7 @@ class _Port(Watcher[NativeChild]):
         if kind == lib.AP_STARTED:
             child = self.children.get(completion.token)
             if child is not None:
+                child.has_started()
                 child.tell()
         else:
             child = self.children.pop(completion.token, None)
@@ -327,7 +341,7 @@ def reap_orphans() -> None:
         for i in range(lib.ap_reap_orphans(completions, _BATCH)):
             child = _orphans.pop(completions[i].token, None)
             if child is not None:
-                child.note(completions[i])
+                child.note(completions + i)
 
 
 def _after_fork_in_child() -> None:
@@ -357,56 +371,91 @@ class PosixBackend(WithoutJobs):
         """That of a port that would open now."""
         return self._watched_strategy if is_watched() else self._strategy
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
-        reap_orphans()
-        spec.check_open()
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        return _ports.turn(loop)
+
+    def spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+    ) -> NativeChild:
+        if spec.given:
+            spec.check_open()
+        began = loop.time()
         port = _ports.of(loop)
+        port.touch()
         stdio = Stdio(port)
         child = None
         try:
-            stdio.open(spec, loop)
-            child = self._spawn(spec, loop, port, stdio)
+            if spec.preexec_fn is None:
+                child = self._spawn(spec, loop, port, stdio, lazy)
+            else:
+                child = self._spawn_by_popen(spec, loop, port, stdio)
             stdio.finish()
+            port.spend(loop.time() - began)
             return child
         except BaseException:
             stdio.undo(child)
             raise
 
     def _spawn(
-        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        port: _Port,
+        stdio: Stdio,
+        lazy: bool,
     ) -> NativeChild:
-        if spec.preexec_fn is not None:
-            return self._spawn_by_popen(spec, port, stdio)
         # What subprocess.Popen raises, before anything is started (PEP 578).
         sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
-        strategy = self._watched_code if port.is_watched else self._code
-        request, strings = self._request(spec, stdio.theirs, strategy)
+        if port.is_uvloops:
+            make_blocking(spec)
+        request, strings = self._request(spec, port, lazy)
+        pipes = PIPE in spec.stdio
+        if pipes:
+            stdio.expect(request)
         try:
-            token = port.spawn(request, strings, spec)
-            if token == -errno.ENOTSUP:
-                return self._spawn_by_popen(spec, port, stdio)
+            token = lib.ap_port_spawn(
+                port.handle,
+                request,
+                strings,
+                spec.pass_fds or ffi.NULL,
+                spec.extra_groups or ffi.NULL,
+            )
+            if request.orphans:
+                reap_orphans()
             if token < 0:
+                if token == -errno.ENOTSUP:
+                    return self._spawn_by_popen(spec, loop, port, stdio)
                 raise spawn_error(spec, -token, request.step)
+            if pipes:
+                stdio.take()
             child = NativeChild(port, token, request.pid, spec, stdio)
             if not request.started:
-                child.started = loop.create_future()
-            port.add(token, child)
+                child.is_starting = True
+                if not lazy:
+                    child.started = loop.create_future()
+            port.children[token] = child
             return child
         except BaseException:
             # Ctrl-C may come before the token is known here.
             if request.token > 0:
                 port.abandon(request.token)
             raise
+        finally:
+            if request.text:
+                lib.ap_text_free(request.text)
 
-    def _spawn_by_popen(self, spec: SpawnSpec, port: _Port, stdio: Stdio) -> NativeChild:
+    def _spawn_by_popen(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
+    ) -> NativeChild:
+        stdio.open(spec, loop)
         pid = popen(spec, stdio.theirs)
         token = 0
         try:
-            token = port.adopt(pid)
+            token = lib.ap_port_adopt(port.handle, pid)
             if token < 0:
                 raise OSError(-token, os.strerror(-token))
             child = NativeChild(port, token, pid, spec, stdio)
-            port.add(token, child)
+            port.children[token] = child
             return child
         except BaseException:
             if token > 0:
@@ -415,14 +464,47 @@ class PosixBackend(WithoutJobs):
                 see_off(pid)
             raise
 
-    def _request(self, spec: SpawnSpec, fds: list[int], strategy: int) -> tuple[Any, bytes]:
-        request = ffi.new("ap_request *")
-        request.strategy = strategy
-        flags = 0
+    def _request(self, spec: SpawnSpec, port: _Port, lazy: bool) -> tuple[Any, bytes]:
+        flags: int = lib.AP_LAZY if lazy else 0
         if spec.close_fds:
             flags |= lib.AP_CLOSE_FDS
         if spec.restore_signals:
             flags |= lib.AP_RESTORE_SIGNALS
+        programs, argv = spec.programs, spec.argv
+        environment = spec.environment or inherited()
+        request = ffi.new(
+            "ap_request *",
+            # The struct's fields in their order: one call, not one for each.
+            (
+                self._watched_code if port.is_watched else self._code,
+                flags,
+                len(programs),
+                len(argv),
+                environment.count,
+                spec.encoded_cwd is not None,
+                [lib.AP_INHERIT if source is None else source for source in spec.stdio],
+                spec.stderr_to_stdout,
+                (-1, -1, -1),
+            ),
+        )
+        if spec.has_more:
+            self._request_more(spec, request)
+        parts = [*programs, *argv, environment.text]
+        if spec.encoded_cwd is not None:
+            parts[-1] += spec.encoded_cwd + b"\0"
+        size = sum(map(len, parts)) + len(parts)
+        if size < LONG:
+            return request, b"\0".join(parts)
+        self._write_text(request, parts, size)
+        return request, b""
+
+    @staticmethod
+    def _request_more(spec: SpawnSpec, request: Any) -> None:
+        """What is rarely asked for."""
+        flags: int = request.flags
+        if spec.pipesize > 0:
+            request.pipe_size = spec.pipesize
+        request.pass_count = len(spec.pass_fds)
         if spec.start_new_session:
             flags |= lib.AP_SETSID
         if spec.process_group is not None:
@@ -441,14 +523,17 @@ class PosixBackend(WithoutJobs):
             flags |= lib.AP_SETUID
             request.uid = spec.user
         request.flags = flags
-        request.fds = fds
-        request.pass_count = len(spec.pass_fds)
-        request.program_count = len(spec.programs)
-        request.arg_count = len(spec.argv)
-        environment = spec.environment or inherited()
-        request.env_count = environment.count
-        strings = b"\0".join([*spec.programs, *spec.argv, environment.text])
-        if spec.encoded_cwd is not None:
-            request.has_cwd = 1
-            strings += spec.encoded_cwd
-        return request, strings
+
+    @staticmethod
+    def _write_text(request: Any, parts: list[bytes], size: int) -> None:
+        """Puts long strings where the child will read them, without a copy in between."""
+        text = lib.ap_text_new(size)
+        if not text:
+            raise MemoryError
+        request.text = text
+        at = 0
+        for part in parts:
+            end = at + len(part)
+            ffi.memmove(text + at, part, end - at)
+            text[end] = b"\0"
+            at = end + 1

@@ -101,6 +101,8 @@ def _closed(_: object) -> Any:
 class FdReadEnd(_End):
     __slots__ = ("read",)
 
+    is_lazy = True
+
     #: ReadEnd.read, without a Python function between.
     read: Callable[[int], bytes]
 
@@ -200,13 +202,30 @@ _NO_ARGUMENTS: tuple[tuple[()], ...] = ((), (), ())
 _OPEN_NULL = ((os.devnull, os.O_RDWR),)
 
 
-def _is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
+def is_uvloops(loop: asyncio.AbstractEventLoop) -> bool:
     module = sys.modules.get("uvloop.loop")  # there if anybody has such a loop
     return module is not None and isinstance(loop, module.Loop)
 
 
+def make_blocking(spec: SpawnSpec) -> None:
+    """What the child gets of us; programs expect it. uvloop's own children have it from
+    libuv (uv__process_child_init in src/unix/process.c), asyncio's have not. The flag
+    belongs to whoever has the stream open, so it changes for us as well, there as here.
+    """
+    for number, source in enumerate(spec.stdio):
+        if number == 2 and spec.stderr_to_stdout:
+            continue  # that is stdout's
+        if source is None or source >= 0:
+            fd = number if source is None else source
+            try:
+                if not os.get_blocking(fd):
+                    os.set_blocking(fd, True)
+            except OSError:
+                pass  # closed; the spawn says so, if it minds
+
+
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
-    __slots__ = ("_made", "_to_close", "theirs")
+    __slots__ = ("_made", "_request", "_to_close", "theirs")
 
     def __init__(self, watcher: Watcher[Any]) -> None:
         super().__init__(watcher)
@@ -216,6 +235,25 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         self._made: list[int] = []
         #: Of these, the child's.
         self._to_close: list[int] = []
+        #: An ap_request of the C layer, which opens them for the native backend, and where
+        #: our ends are until they are their own.
+        self._request: Any = None
+
+    def expect(self, request: Any) -> None:
+        """The C layer is going to open them."""
+        self._request = request
+        _making[id(self)] = self
+
+    def take(self) -> None:
+        """The C layer has opened them."""
+        held = self.watcher._loop
+        stdin, stdout, stderr = self._request.ours
+        if stdin >= 0:
+            self.stdin = FdWriteEnd(held, stdin)
+        if stdout >= 0:
+            self.stdout = FdReadEnd(held, stdout)
+        if stderr >= 0:
+            self.stderr = FdReadEnd(held, stderr)
 
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         sources = spec.stdio
@@ -254,26 +292,14 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         if spec.stderr_to_stdout:
             # Without a stdout of its own the child has ours.
             self.theirs[2] = self.theirs[1] if self.theirs[1] >= 0 else 1
-        if _is_uvloops(loop):
-            self._make_blocking(spec)
-
-    def _make_blocking(self, spec: SpawnSpec) -> None:
-        """What the child gets of us; programs expect it. uvloop's own children have it from
-        libuv (uv__process_child_init in src/unix/process.c), asyncio's have not. The flag
-        belongs to whoever has the stream open, so it changes for us as well, there as here.
-        """
-        for number, source in enumerate(spec.stdio):
-            if source is None or source >= 0:
-                fd = self.theirs[number] if self.theirs[number] >= 0 else number
-                try:
-                    if not os.get_blocking(fd):
-                        os.set_blocking(fd, True)
-                except OSError:
-                    pass  # closed; the spawn says so, if it minds
+        if is_uvloops(loop):
+            make_blocking(spec)
 
     def finish(self) -> None:
         stdin, stdout, stderr = self.stdin, self.stdout, self.stderr
         # Without a call.
+        making = self._request is not None or self._made
+        self._request = None
         made = self._made = self._to_close
         if stdin is not None:
             _open[stdin._fd] = stdin
@@ -281,18 +307,28 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
             _open[stdout._fd] = stdout
         if stderr is not None:
             _open[stderr._fd] = stderr
-        if made:
-            close_all(made, os.close)
+        if making:
+            if made:
+                close_all(made, os.close)
             _making.pop(id(self), None)
 
     def _undo(self) -> None:
         super()._undo()
-        close_all(self._made, os.close)
+        self._close_all()
         _making.pop(id(self), None)
+
+    def _close_all(self) -> None:
+        close_all(self._made, os.close)
+        request, self._request = self._request, None
+        if request is not None:
+            for i in range(3):
+                fd, request.ours[i] = request.ours[i], -1
+                if fd >= 0:
+                    close_all([fd], os.close)
 
     def disown(self) -> None:
         """In a forked process: the child to be is the parent's."""
-        close_all(self._made, os.close)
+        self._close_all()
         for end in (self.stdin, self.stdout, self.stderr):
             if end is not None:
                 end.disown()

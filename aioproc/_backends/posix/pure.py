@@ -31,11 +31,17 @@ class PureBackend(WithoutJobs):
     def strategy(self) -> str:
         return f"Popen, {mechanism()}"
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> PureChild:
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        return watchers.turn(loop)
+
+    def spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+    ) -> PureChild:
         if sys.platform in WITHOUT_PROCESSES:
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
         spec.check_open()
+        began = loop.time()
         watcher = watchers.of(loop)
         stdio = Stdio(watcher)
         pid, child = 0, None
@@ -45,6 +51,7 @@ class PureBackend(WithoutJobs):
             child = PureChild(pid, stdio)
             watcher.add(child)
             stdio.finish()
+            watcher.spend(loop.time() - began)
             return child
         except BaseException:
             # EMFILE, say, or Ctrl-C. It must not live on unseen.

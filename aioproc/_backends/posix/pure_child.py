@@ -174,7 +174,7 @@ class PureChild(BaseChild):
             return False  # wait4 wants a module, and the interpreter is ending
         if pid == 0:
             return False
-        self.rusage = ResourceUsage(
+        self._rusage = ResourceUsage(
             usage.ru_utime,
             usage.ru_stime,
             # exec carries the parent's peak over (see ResourceUsage.ru_maxrss).

@@ -75,15 +75,24 @@ class WindowsBackend:
     name = "native"
     strategy = "CreateProcess, IOCP"
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> NativeChild:
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        return _ports.turn(loop)
+
+    def spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+    ) -> NativeChild:
         spec.check_open()
+        began = loop.time()
         port = _ports.of(loop)
         stdio = Stdio(port)
         child = None
         try:
             stdio.open(spec, port, loop)
             child = self._spawn(spec, loop, port, stdio)
+            if lazy:
+                child.started = None
             stdio.finish()
+            port.spend(loop.time() - began)
             return child
         except BaseException:
             stdio.undo(child)

@@ -115,9 +115,9 @@ class NativeChild(BaseChild):
         self._port = None
         self._token = 0
         if completion.kind == lib.AP_FAILED:
-            self._error = self._failure(-completion.result)
+            self.error = self._failure(-completion.result)
         else:
-            self.rusage = _usage(completion)
+            self._rusage = _usage(completion)
             self.returncode = completion.exit_code
 
     def tell(self) -> None:

@@ -95,6 +95,9 @@ class PipeReadEnd(_End):
 
     __slots__ = ("_at_end", "_data", "_size")
 
+    #: A read that has been started has to be told of, watched or not.
+    is_lazy = False
+
     def __init__(self, port: Port, handle: int, context: contextvars.Context) -> None:
         super().__init__(port, handle, context)
         self._data = b""

@@ -118,6 +118,9 @@ class _End(BaseEnd):
 class PipeReadEnd(_End):
     __slots__ = ("_at", "_pending", "_result", "_size")
 
+    #: A read that has been started has to be told of, watched or not.
+    is_lazy = False
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._size = _SMALL

@@ -132,6 +132,7 @@ class Port(Watcher[_Child]):
         # from now on whether it closes; and till it has proved to go on, it alone holds
         # whoever is to be told.
         self._guard = None
+        self._look_at_first(len(self._slow))
         self._pause = _OFTEN
         shut_down(loop)
         lib.ap_port_wake(self._port)

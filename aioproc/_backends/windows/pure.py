@@ -33,12 +33,18 @@ class PureBackend(WithoutJobs):
     name = "pure"
     strategy = "Popen, iocp"
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> WindowsChild:
+    def turn(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None] | None:
+        return _ports.turn(loop)
+
+    def spawn(
+        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+    ) -> WindowsChild:
         if (spec.startupinfo.lpAttributeList or {}).get("job_list"):
             # Popen would pass over it in silence.
             raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
         orphans.reap()
         spec.check_open()
+        began = loop.time()
         port = _ports.of(loop)
         stdio = Stdio(port)
         handle, child = 0, None
@@ -48,6 +54,7 @@ class PureBackend(WithoutJobs):
             child = WindowsChild(pid, handle, stdio)
             port.watch_exit(child)
             stdio.finish()
+            port.spend(loop.time() - began)
             return child
         except BaseException:
             # It must not live on unseen.

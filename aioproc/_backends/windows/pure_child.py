@@ -113,7 +113,7 @@ class WindowsChild(BaseChild):
                 code = self._exit_code()
                 if code is None:
                     return False
-                self.rusage = _usage(self.handle)
+                self._rusage = _usage(self.handle)
                 self.returncode = code
                 handle, self.handle = self.handle, 0
                 _winapi.CloseHandle(handle)
@@ -124,7 +124,7 @@ class WindowsChild(BaseChild):
         orphans.add(self)
 
     def abandon(self) -> None:
-        self.on_exit = None
+        self.on_exit = self.on_slow = None
         for end in self._ends:
             if end is not None:
                 end.abort()
