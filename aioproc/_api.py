@@ -132,7 +132,8 @@ def _exec_spec(
     text: bool | None = None,
     **kwds: Any,
 ) -> SpawnSpec:
-    _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
+    if universal_newlines or shell or bufsize or text or not (encoding is errors is None):
+        _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
     try:
         return SpawnSpec.build((program, *args), **kwds)
     except TypeError as error:
@@ -168,7 +169,11 @@ def _shell_spec(
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
     for pause in (*TEXT_BUSY_PAUSES, None):
         try:
-            child = _backends.current().spawn(spec, loop)
+            backend = _backends.current()
+            turn = backend.turn(loop)
+            if turn is not None:
+                await turn
+            child = backend.spawn(spec, loop)
             try:
                 if child.started is not None:
                     await child.started

@@ -277,9 +277,33 @@ async def test_a_creation_that_cannot_be_watched(
                 assert process.returncode == 0
         refused = shortage.refused
         assert await settled(lambda: _nothing_but(kids, before))
-    assert failed >= 2
-    assert n > failed + 1  # stdin is watched later, and the child does without
+    assert n > failed + 1  # pipes are watched later, and the child does without
     assert not [r for r in caplog.records if "exception" in r.getMessage().lower()]
+
+
+@pytest.mark.asyncio
+@posix_only("add_reader")
+async def test_a_creation_whose_pipes_cannot_be_watched(
+    aioproc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a protocol are watched at once."""
+    await true(aioproc)
+    before, kids = open_fds(), children()
+    failed, n, refused = 0, 0, 1
+    while refused:
+        n += 1
+        with monkeypatch.context() as patch:
+            shortage = Shortage(patch, n)
+            try:
+                transport, protocol = await aioproc.subprocess_exec(Told, *CAT)
+            except OSError:
+                failed += 1
+            else:
+                transport.get_pipe_transport(0).close()
+                await asyncio.wait_for(protocol.lost, FUSE)
+        refused = shortage.refused
+        assert await settled(lambda: _nothing_but(kids, before))
+    assert failed >= 2
 
 
 class Told(asyncio.SubprocessProtocol):
@@ -475,7 +499,7 @@ logging.getLogger("aioproc").addHandler(handler)
 
 stolen = []
 def steal(event, args):
-    # Between the pipes and the child.
+    # Between the pipes and the child. (Our own child's are opened together with it.)
     if event == "subprocess.Popen" and stolen == ["now"]:
         stolen[:] = sorted(open_fds().keys() - known)
         os.close(stolen[0])
@@ -491,7 +515,7 @@ async def main():
     known = open_fds().keys()
     stolen.append("now")
     try:
-        await aioproc.create_subprocess_exec("cat", **options)
+        await aioproc.create_subprocess_exec("cat", preexec_fn=os.getpid, **options)
     except PermissionError:
         pass
     else:

@@ -182,6 +182,7 @@ async def test_a_loss_between_pipe_and_reader_is_told(aioproc: Any) -> None:
         raise MemoryError
 
     process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    assert process.stdout is not None  # or the first look at it would have it delivered there
     process._transport.get_pipe_transport(1).deliver_to(fails)
     process.stdin.write(b"hello")
     process.stdin.close()

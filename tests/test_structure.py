@@ -144,9 +144,10 @@ def test_native_is_imported_by_its_backends_only() -> None:
 #: folders of their own.
 LAYERS = {
     "_notes": set(),
+    "_habits": set(),
     "_backends": {"_native"},
     "_spec": {"_backends", "_notes"},
-    "_asyncio": {"_backends", "_notes", "_spec"},
+    "_asyncio": {"_backends", "_habits", "_notes", "_spec"},
     "_job": {"_asyncio", "_backends", "_spec"},
     "_api": {"_asyncio", "_backends", "_notes", "_spec"},
     "_install": {"_api", "_asyncio"},

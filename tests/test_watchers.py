@@ -37,7 +37,7 @@ async def test_a_spawn_that_failed_keeps_nothing_open(
     monkeypatch.setattr(watchers, "LINGER", 0.0)
     before = open_fds()
     with monkeypatch.context() as patch:
-        patch.setattr(module.Stdio, "open", no_more_descriptors)
+        patch.setattr(module.Stdio, "__init__", no_more_descriptors)
         with pytest.raises(OSError, match="Too many open files"):
             await aioproc.create_subprocess_exec(*TRUE)
     end = time.monotonic() + FUSE

@@ -13,9 +13,10 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .. import _habits as habits
 from .._backends.base import ReadEnd, WriteEnd
 from .extra import PipeFile
-from .sink import BULKY, CHUNK, READ_SIZE, Sink
+from .sink import BULKY, CHUNK, LAST_SIZE, READ_SIZE, Sink
 
 if TYPE_CHECKING:
     from .transport import SubprocessTransport
@@ -28,6 +29,8 @@ HIGH_WATER = 64 * 1024
 LOOK_AGAIN = 0.01
 #: Writes to a closed pipe that pass in silence (asyncio.constants).
 QUIET_WRITES = 5
+#: What of a pipe that is read at a look makes the loop watch it, in bytes.
+HALF = habits.PIPE_HOLDS // 2
 
 Buffer = bytes | bytearray | memoryview
 
@@ -90,6 +93,25 @@ class _PipeTransport(asyncio.BaseTransport):
 
     def close(self) -> None:
         raise NotImplementedError
+
+    # A child's life is short, mostly, and ends with the one event that wakes the loop.
+    # start() and look() return whether there is something that the loop should watch if
+    # the child lives on.
+
+    def start(self) -> bool:
+        """The protocol is connected."""
+        raise NotImplementedError
+
+    def look(self) -> bool:
+        """The child is still alive."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Has the loop watch what start() has put off."""
+        raise NotImplementedError
+
+    def finish_reading(self) -> None:
+        """The child has ended."""
 
     def _is_wanted(self) -> bool:
         """Whether _ready is to be called when the pipe is ready."""
@@ -162,16 +184,48 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
 
     _end: ReadEnd
 
-    def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd) -> None:
+    def __init__(self, owner: SubprocessTransport, fd: int, end: ReadEnd, program: bytes) -> None:
         super().__init__(owner, fd, end)
         self._paused = False
         self._receive: Callable[[bytes], None] | None = None
         self._sink: Sink | None = None
         self._total = 0
+        #: Whether it is read before the loop watches it: at a look, and at the exit.
+        self._put_off = False
+        #: The program that writes.
+        self._program = program
 
-    def start(self) -> None:
-        if not self._paused and not self._closing:
+    def start(self) -> bool:
+        if self._paused or self._closing:
+            return False
+        assert self._owner is not None
+        may_wait = not self._owner._in_person and self._end.is_lazy
+        if not may_wait or habits.is_bulky(self._program, self._fd):
             self._end.watch(self._ready)
+            return False
+        self._put_off = True
+        return True
+
+    def look(self) -> bool:
+        if self._put_off and self.is_reading():
+            before = self._total
+            self._ready()
+            if self._total - before > HALF:
+                self.watch()
+        return self._put_off
+
+    def watch(self) -> None:
+        if self._put_off:
+            self._put_off = False
+            if self.is_reading():
+                self._watch()
+
+    def finish_reading(self) -> None:
+        if self._put_off:
+            if not self._paused and not self._closing:
+                self._read(True)
+            if not self._lost:
+                self.watch()  # somebody else has the other end
 
     def _activity(self) -> list[str]:
         return ["polling" if self.is_reading() else "idle"]
@@ -191,7 +245,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def resume_reading(self) -> None:
         if self._paused and not self._closing:
             self._watch()
-            self._paused = False
+            self._paused = self._put_off = False
             if self._loop.get_debug():
                 logger.debug("%r resumes reading", self)
 
@@ -201,28 +255,37 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
             self._lose_soon(None)
 
     def deliver_to(self, receive: Callable[[bytes], None] | None) -> None:
-        """Has what is read go there, past the protocol's pipe_data_received."""
-        self._receive = receive
+        """Has what is read go there, past the protocol's pipe_data_received, unless it wants
+        to see it."""
+        if receive is None or (self._owner is not None and not self._owner._in_person):
+            self._receive = receive
 
     def collect(self, sink: Sink | None) -> None:
         """Has what is read go there instead, unless the protocol wants to see it."""
-        if self._receive is not None or sink is None:
+        if sink is None or (self._owner is not None and not self._owner._in_person):
             self._sink = sink
 
     def _lose(self, exc: Exception | None) -> None:
         self._receive = None  # who mostly holds us in turn
+        self._put_off = False
+        if self._end.is_lazy:
+            habits.note(self._program, self._fd, self._total)
         super()._lose(exc)
 
     def _ready(self) -> None:
+        self._read(False)
+
+    def _read(self, to_end: bool) -> None:
         taken = 0
+        size = LAST_SIZE if to_end else READ_SIZE
         while True:
             sink = self._sink
             try:
                 if sink is None:
-                    data = self._end.read(READ_SIZE)
+                    data = self._end.read(size)
                     n = len(data)
                 else:
-                    n = sink.read_from(self._end)
+                    n = sink.read_from(self._end, size)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
@@ -231,9 +294,9 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
                 return
             except MemoryError as exc:
                 # What is in the pipe stays there.
-                if self._receive is None:
-                    raise  # to the loop's handler: a protocol of asyncio's cannot be told
                 assert self._owner is not None
+                if self._owner._in_person:
+                    raise  # to the loop's handler: a protocol of asyncio's cannot be told
                 self._owner._protocol.pipe_out_of_memory(self._fd, exc)
                 return
             if not n:
@@ -241,26 +304,32 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
                     logger.info("%r was closed by peer", self)
                 self._lose(None)
                 return
+            if n == size:
+                size = READ_SIZE
             before = self._total
             self._total = total = before + n
             if total >= BULKY > before:
                 self._end.enlarge()
             if sink is None:
-                if self._receive is not None:
-                    try:
+                owner = self._owner
+                assert owner is not None
+                try:
+                    if self._receive is not None:
                         self._receive(data)
-                    except MemoryError as exc:
-                        # Nobody must take what comes after for all there was.
-                        self._lose(exc)
-                        return
-                else:
-                    assert self._owner is not None
-                    self._owner._protocol.pipe_data_received(self._fd, data)
+                    else:
+                        owner._protocol.pipe_data_received(self._fd, data)
+                except MemoryError as exc:
+                    if owner._in_person:
+                        raise
+                    # Nobody must take what comes after for all there was.
+                    self._lose(exc)
+                    return
             taken += n
             # One read a wake-up, but of a bulky flow, which goes on while we look, as
             # much as may be: a round of the loop costs more than a read. Who collects
             # waits for the end, which often comes with the last data.
-            if (sink is None and total < BULKY) or taken >= CHUNK or self._paused or self._closing:
+            once = sink is None and total < BULKY and not to_end
+            if once or taken >= CHUNK or self._paused or self._closing:
                 return
 
 
@@ -278,16 +347,21 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         self._protocol_paused = False
         self._writes_lost = 0
 
-    def start(self) -> None:
-        # Later, since most who write at all write at once and close.
-        self._loop.call_soon(self._watch_reader)
+    def start(self) -> bool:
+        # Whether anybody will read is for later: most who write at all write at once and
+        # close.
+        return not self._closing
 
-    def _watch_reader(self) -> None:
+    def look(self) -> bool:
+        self.watch()
+        return False
+
+    def watch(self) -> None:
         if not self._closing:
             try:
-                self._end.watch_reader(self._reader_gone)
+                self._in_context(self._end.watch_reader, self._reader_gone)
             except OSError:  # as in _watch
-                self._loop.call_later(LOOK_AGAIN, self._watch_reader)
+                self._in_context(self._loop.call_later, LOOK_AGAIN, self.watch)
 
     def _is_wanted(self) -> bool:
         return bool(self._buffer) and not self._lost
@@ -421,6 +495,8 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         self._buffer.append(data)
         self._size += len(data)
         self._watch()
+        assert self._owner is not None
+        self._owner._watch_pipes()  # it may have to write before it reads on
         self._maybe_pause()
 
     def _ready(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._backends.base import ResourceUsage
 from .._notes import add_note
 from .pipes import WritePipeTransport, logger
+from .sink import Sink
 from .streams import StreamReader
 from .transport import SubprocessTransport, check_loop
 from .writer import Flow, StreamWriter
@@ -55,16 +56,19 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
             raise ValueError("Limit cannot be <= 0")
         self._limit = limit
         self._loop = loop
-        self.stdin: StreamWriter | None = None
-        self.stdout: StreamReader | None = None
-        self.stderr: StreamReader | None = None
+        #: By the numbers of the streams: what is there for the user, made when he asks for
+        #: it. Most children are for communicate(), which needs none of it.
+        self._streams: dict[int, Any] = {}
+        #: What communicate() collects of pipes that have no reader.
+        self._sinks: dict[int, Sink] = {}
+        #: What broke pipes that had no stream then.
+        self._errors: dict[int, Exception] = {}
+        #: Of the writer, if there is one.
+        self._flow: Flow | None = None
+        self._pipes: Mapping[int, Any] = {}
         self._transport: SubprocessTransport | None = None
         self._process_exited = False
         self._readers_open = 0
-        #: Of stdin; None where that is no pipe.
-        self._flow: Flow | None = None
-        #: Resolved when all pipes have ended and the child has exited.
-        self._all_done: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         info = [type(self).__name__]
@@ -74,55 +78,95 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
                 info.append(f"{name}={stream!r}")
         return f"<{' '.join(info)}>"
 
+    # -- the streams
+
+    @property
+    def stdin(self) -> StreamWriter | None:  # type: ignore[override]
+        if 0 not in self._streams:
+            self._streams[0] = self._make_writer()
+        stream: StreamWriter | None = self._streams[0]
+        return stream
+
+    @property
+    def stdout(self) -> StreamReader | None:  # type: ignore[override]
+        return self._reader(1)
+
+    @property
+    def stderr(self) -> StreamReader | None:  # type: ignore[override]
+        return self._reader(2)
+
+    def _reader(self, fd: int) -> StreamReader | None:
+        if fd not in self._streams:
+            self._streams[fd] = self._make_reader(fd)
+        stream: StreamReader | None = self._streams[fd]
+        return stream
+
+    def _make_reader(self, fd: int) -> StreamReader | None:
+        pipe = self._pipes.get(fd)
+        if pipe is None:
+            return None
+        reader = StreamReader(self._limit, self._loop)
+        reader.set_transport(pipe)
+        reader._sink = self._sinks.get(fd)  # so that nobody reads in the midst of it
+        if not pipe._lost:
+            pipe.deliver_to(reader.feed_data)
+        elif fd in self._errors:
+            reader.set_exception(self._errors[fd])
+        else:
+            reader.feed_eof()
+        return reader
+
+    def _make_writer(self) -> StreamWriter | None:
+        pipe = self._pipes.get(0)
+        if pipe is None:
+            return None
+        flow = self._flow = Flow(self._loop)
+        if pipe._protocol_paused:
+            flow.pause()
+        if pipe._lost:
+            flow.end(self._errors.get(0))
+        return StreamWriter(pipe, flow, None, self._loop)
+
+    # -- asyncio.SubprocessProtocol
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, SubprocessTransport)
         self._transport = transport
-        # Straight to the reader, unless a derived class wants to see it.
-        direct = type(self).pipe_data_received is StreamProtocol.pipe_data_received
-        for fd in (1, 2):
-            pipe = transport.get_pipe_transport(fd)
-            if pipe is not None:
-                reader = StreamReader(self._limit, self._loop)
-                reader.set_transport(pipe)
-                if direct:
-                    pipe.deliver_to(reader.feed_data)
-                self._readers_open += 1
-                if fd == 1:
-                    self.stdout = reader
-                else:
-                    self.stderr = reader
-        stdin = transport.get_pipe_transport(0)
-        if stdin is not None:
-            self._flow = Flow(self._loop)
-            self.stdin = StreamWriter(stdin, self._flow, None, self._loop)
+        pipes = self._pipes = transport._pipes
+        self._readers_open = len(pipes) - (0 in pipes)
+        # Straight to where they belong, unless a derived class wants to see the data.
+        transport._in_person = (
+            type(self).pipe_data_received is not StreamProtocol.pipe_data_received
+        )
 
     def pipe_data_received(self, fd: int, data: Any) -> None:
-        reader = self.stdout if fd == 1 else self.stderr
+        reader = self._reader(fd)
         if reader is not None:
             reader.feed_data(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if exc is not None:
+            self._errors[fd] = exc
         if fd == 0:
-            assert self._flow is not None
-            self._flow.end(exc)
+            if self._flow is not None:
+                self._flow.end(exc)
         else:
-            reader = self.stdout if fd == 1 else self.stderr
-            assert reader is not None
-            if exc is None:
-                reader.feed_eof()
-            else:
-                reader.set_exception(exc)
+            reader = self._streams.get(fd)
+            if reader is not None:
+                if exc is None:
+                    reader.feed_eof()
+                else:
+                    reader.set_exception(exc)
             self._readers_open -= 1
         self._progress()
 
     def pipe_out_of_memory(self, fd: int, exc: MemoryError) -> None:
         """A read of the pipe has failed, and has taken nothing out of it."""
-        reader = self.stdout if fd == 1 else self.stderr
+        reader = self._reader(fd)
         assert reader is not None
         reader._out_of_memory(exc)
-        done = self._all_done
-        if done is not None and not done.done():
-            done.set_exception(exc)
+        if self._transport is not None:
+            self._transport._out_of_memory(exc)
 
     def process_exited(self) -> None:
         self._process_exited = True
@@ -135,24 +179,8 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         if not self._process_exited or self._readers_open:
             return
         transport, self._transport = self._transport, None
-        if transport is not None:
+        if transport is not None and transport._pipes_open:
             transport.close()  # stdin, if nobody did
-        done = self._all_done
-        if done is not None and not self._stdin_open() and not done.done():
-            done.set_result(None)
-
-    def _stdin_open(self) -> bool:
-        return self._flow is not None and self._flow.is_open
-
-    async def wait_all_done(self) -> None:
-        """Returns when all pipes have ended and the child has exited."""
-        if self._process_exited and not self._readers_open and not self._stdin_open():
-            return
-        self._all_done = self._loop.create_future()
-        try:
-            await self._all_done
-        finally:
-            self._all_done = None
 
     def pause_writing(self) -> None:
         if self._flow is not None:
@@ -165,6 +193,71 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
     @property
     def _paused(self) -> bool:
         return self._flow is not None and self._flow._paused
+
+    # -- for Process.communicate
+
+    def start_collecting(self, fd: int) -> None:
+        """All that is to come of a pipe is kept, out of the reach of others.
+
+        MemoryError, OSError: it cannot be done, and nothing has changed.
+        """
+        if fd in self._streams:
+            reader = self._streams[fd]
+            if reader is not None:
+                reader._check()
+                reader.start_collecting()
+        elif fd in self._pipes:
+            if fd in self._errors:
+                raise self._errors[fd]
+            sink = self._sinks[fd] = Sink()
+            self._pipes[fd].collect(sink)
+
+    def stop_collecting(self) -> None:
+        """What was collected is where it can be read."""
+        for fd in (1, 2):
+            if fd in self._sinks:
+                reader = self._reader(fd)
+                assert reader is not None
+            else:
+                reader = self._streams.get(fd)
+            if reader is not None and reader._sink is not None:
+                reader.stop_collecting()
+        self._sinks.clear()
+
+    def take_all(self) -> tuple[bytes | None, bytes | None]:
+        """What was collected.
+
+        MemoryError, or what broke a pipe: all of it stays where it is.
+        """
+        for fd in (1, 2):
+            if fd in self._errors and fd in self._pipes:
+                raise self._errors[fd]
+        outputs: list[Any] = [None, None]
+        readers = []
+        for fd in (1, 2):
+            reader = self._streams.get(fd)
+            if reader is not None:
+                reader.stop_collecting()
+                reader._join()
+                readers.append((fd, reader))
+            elif fd in self._sinks:
+                outputs[fd - 1] = self._sinks[fd].value()
+        # Nothing fails from here on.
+        self._sinks.clear()
+        for fd, reader in readers:
+            outputs[fd - 1] = reader._take_all()
+        return outputs[0], outputs[1]
+
+
+class _Stream:
+    """An attribute of a Process that is its protocol's, which makes it when somebody asks
+    for it. An assignment replaces it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, process: Process | None, owner: object) -> Any:
+        return self if process is None else getattr(process._protocol, self._name)
 
 
 class Process(asyncio.subprocess.Process):
@@ -188,9 +281,12 @@ class Process(asyncio.subprocess.Process):
     said to be such.
     """
 
-    stdin: StreamWriter | None
-    stdout: StreamReader | None
-    stderr: StreamReader | None
+    if TYPE_CHECKING:
+        stdin: StreamWriter | None
+        stdout: StreamReader | None
+        stderr: StreamReader | None
+    else:
+        stdin, stdout, stderr = map(_Stream, ("stdin", "stdout", "stderr"))
     pid: int
     #: Whether communicate() ignores input for a stdin that is no pipe.
     _ignores_input = False
@@ -204,9 +300,6 @@ class Process(asyncio.subprocess.Process):
         self._transport = transport
         self._protocol = protocol
         self._loop = loop
-        self.stdin = protocol.stdin
-        self.stdout = protocol.stdout
-        self.stderr = protocol.stderr
         self.pid = transport.get_pid()
         self._input: bytes | bytearray | memoryview | None = None
         self._communicating = False
@@ -302,40 +395,29 @@ class Process(asyncio.subprocess.Process):
         protocol = self._protocol
         if not protocol._process_exited or protocol._readers_open:
             check_loop(self._loop)
-        readers = [reader for reader in (self.stdout, self.stderr) if reader is not None]
-        started: list[StreamReader] = []
         self._communicating = True
         try:
-            for reader in readers:
-                if self._loop.get_debug():
-                    logger.debug("%r communicate: read %r", self, reader)
-                reader._check()
-                reader.start_collecting()
-                started.append(reader)
+            for fd in (1, 2):
+                protocol.start_collecting(fd)
+            if self._loop.get_debug():
+                logger.debug("%r communicate: read %r", self, protocol)
             self._feed(input)
-            await protocol.wait_all_done()
-            for reader in readers:
-                reader._check()
+            await self._transport._wait_finished()
+            # asyncio's type is a lie that users' type checkers count on: None for no pipe.
+            return protocol.take_all()  # type: ignore[return-value]
+        except BaseException:
+            protocol.stop_collecting()
+            raise
         finally:
             self._communicating = False
-            for reader in started:
-                reader.stop_collecting()
-        # What may fail comes before anything is taken.
-        for reader in readers:
-            reader._join()
-        stdout, stderr = self.stdout, self.stderr
-        # asyncio's type is a lie that users' type checkers count on: None for no pipe.
-        return (
-            None if stdout is None else stdout._take_all(),  # type: ignore[return-value]
-            None if stderr is None else stderr._take_all(),
-        )
 
     def _feed(self, input: bytes | bytearray | memoryview | None) -> None:
-        if self.stdin is None and self._ignores_input:
+        pipe: WritePipeTransport | None = self._transport.get_pipe_transport(0)
+        if pipe is None and self._ignores_input:
             input = None
         if input is not None:
             view = input_view(input)
-            if self.stdin is None:
+            if pipe is None:
                 if view.nbytes:
                     raise ValueError("communicate() got input, but stdin is not a pipe")
                 input = None
@@ -346,9 +428,8 @@ class Process(asyncio.subprocess.Process):
                 raise ValueError("Cannot send input after starting communication")
             return
         self._fed = True
-        if self.stdin is None:
+        if pipe is None:
             return
-        pipe: WritePipeTransport = self.stdin.transport
         if input is not None:
             self._input = input
             if not pipe.is_closing():

@@ -18,6 +18,9 @@ CHUNK = 256 * 1024
 #: Most bytes of one read(2) into a new bytes object. More than the 64 KiB that a pipe
 #: holds by default would have the allocator map and unmap memory for each.
 READ_SIZE = 64 * 1024
+#: Bytes of the first read after a child's end. Most have written less, and what a larger one
+#: takes and gives back of memory costs more than a second one.
+LAST_SIZE = 4 * 1024
 #: Bytes that make a flow bulky.
 BULKY = 256 * 1024
 
@@ -80,15 +83,15 @@ class Sink:
         self._pieces.append(data)
         self.size += len(data)
 
-    def read_from(self, end: ReadEnd) -> int:
-        """Reads once. How many bytes; 0 at the end.
+    def read_from(self, end: ReadEnd, size: int = READ_SIZE) -> int:
+        """Reads once, `size` bytes at most while there are few. How many bytes; 0 at the end.
 
         MemoryError: there is no room, and nothing has been lost. OSError with ENOMEM: it
         has, since another thread was quicker than we.
         """
         buffer = self._buffer
         if buffer is None or self.size + CHUNK > self._assured:
-            data = end.read(READ_SIZE)  # takes nothing before it has memory for it
+            data = end.read(size)  # takes nothing before it has memory for it
             n = len(data)
             if n:
                 try:
@@ -136,12 +139,20 @@ class Sink:
         self._assured = assured or sys.getsizeof(self._buffer, 0) - _OVERHEAD
 
     def all(self) -> list[bytes]:
-        """All that there is. To be called once, at the end."""
+        """All that there is, at the end: nothing is read any more."""
         pieces = self._pieces
         buffer = self._buffer
-        if buffer is not None and not buffer.closed:
+        if buffer is not None and not buffer.closed:  # as after a loss
             pieces.insert(0, buffer.getvalue())
+            self._buffer = None
         return pieces
+
+    def value(self) -> bytes:
+        """The same in one piece. MemoryError: all is as it was."""
+        pieces = self.all()
+        if len(pieces) != 1:
+            pieces[:] = [b"".join(pieces)]
+        return pieces[0]
 
 
 def _is_free(size: int) -> bool:

@@ -179,6 +179,8 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         if self._paused:
             # Whoever waits wants more than there is, however much that may be.
             self._resume()
+        if isinstance(self._transport, ReadPipeTransport):
+            self._transport.watch()
         waiter = self._waiter = self._loop.create_future()
         try:
             await waiter

@@ -24,6 +24,9 @@ MOST_OF_COMMAND = 60
 
 STREAMS = ("stdin", "stdout", "stderr")
 
+#: Looks at pipes that nobody watches, before the loop does.
+LOOKS = 4
+
 
 def _shortened(args: Any) -> str:
     """A command as a line of text that is not too long."""
@@ -54,6 +57,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
     # Until __init__ has taken charge.
     _closed = True
     _pipes_open = 0
+    #: Whether the protocol wants to see each piece of data, as soon as it comes.
+    _in_person = True
 
     def __init__(
         self,
@@ -72,13 +77,17 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._returncode: int | None = None
         self._finished = False
         self._exit_waiters: list[asyncio.Future[int]] = []
+        #: Resolved when all pipes have ended as well.
+        self._finish_waiter: asyncio.Future[None] | None = None
         self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
+        #: How often it has been looked at while it lived.
+        self._looks = 0
         if child.stdin is not None:
             self._pipes[0] = WritePipeTransport(self, 0, child.stdin)
         if child.stdout is not None:
-            self._pipes[1] = ReadPipeTransport(self, 1, child.stdout)
+            self._pipes[1] = ReadPipeTransport(self, 1, child.stdout, spec.programs[0])
         if child.stderr is not None:
-            self._pipes[2] = ReadPipeTransport(self, 2, child.stderr)
+            self._pipes[2] = ReadPipeTransport(self, 2, child.stderr, spec.programs[0])
         self._popen: Popen | None = None
         self._pipes_open = len(self._pipes)
         self._closed = False
@@ -92,8 +101,12 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         try:
             self._tell(self._protocol.connection_made, self)
             if not self._closed:  # by connection_made
+                waits = False
                 for pipe in self._pipes.values():
-                    pipe.start()
+                    waits |= pipe.start()
+                waits = waits and child.returncode is None
+                if waits and not child.look_later(self._look_at_pipes):
+                    self._watch_pipes()
         finally:
             if child.returncode is not None:
                 self._loop.call_soon(self._exited)
@@ -172,9 +185,12 @@ class SubprocessTransport(asyncio.SubprocessTransport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = protocol
+        self._in_person = True
         for pipe in self._pipes.values():
             if isinstance(pipe, ReadPipeTransport):
                 pipe.deliver_to(None)
+                pipe.collect(None)
+        self._watch_pipes()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         protocol: asyncio.BaseProtocol = self._protocol
@@ -261,6 +277,22 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         finally:
             self._exit_waiters.remove(waiter)
 
+    async def _wait_finished(self) -> None:
+        """Returns when the child and all its pipes have ended. One at a time."""
+        if self._finished:
+            return
+        self._finish_waiter = self._loop.create_future()
+        try:
+            await self._finish_waiter
+        finally:
+            self._finish_waiter = None
+
+    def _out_of_memory(self, exc: MemoryError) -> None:
+        """A read of a pipe has failed: tells who waits for all of it."""
+        waiter = self._finish_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(exc)
+
     def _tell(self, method: Callable[..., Any], *args: Any) -> None:
         """Calls the protocol, whose errors are not ours."""
         try:
@@ -280,10 +312,28 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             }
         )
 
+    def _look_at_pipes(self) -> None:
+        """The child has not ended as soon as most do."""
+        child = self._child
+        assert child is not None
+        self._looks += 1
+        waits = False
+        for pipe in list(self._pipes.values()):
+            waits |= pipe.look()
+        if waits and (self._looks == LOOKS or not child.look_later(self._look_at_pipes)):
+            self._watch_pipes()
+
+    def _watch_pipes(self) -> None:
+        for pipe in list(self._pipes.values()):
+            pipe.watch()
+
     def _exited(self) -> None:
         child = self._child
         assert child is not None
         assert child.returncode is not None
+        if self._pipes_open:
+            for pipe in self._pipes.values():
+                pipe.finish_reading()
         if self._loop.get_debug():
             logger.info("%r exited with return code %r", self, child.returncode)
         self._returncode = child.returncode
@@ -291,6 +341,10 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             if not waiter.done():  # cancelled in this round of the loop
                 waiter.set_result(child.returncode)
         self._tell(self._protocol.process_exited)
+        if self._pipes_open:
+            stdin = self._pipes.get(0)
+            if stdin is not None:
+                stdin.watch()  # somebody else may read it, or nobody
         self._maybe_finish()
 
     def _pipe_lost(self, fd: int, exc: Exception | None) -> None:
@@ -307,3 +361,6 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             self._closed = True
             self._tell(self._protocol.connection_lost, None)
             self._protocol = None
+            waiter = self._finish_waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
