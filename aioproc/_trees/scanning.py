@@ -7,6 +7,7 @@ gives the results to the loops. With nothing to do it ends after a while.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import threading
@@ -35,6 +36,10 @@ SHORTEST_KILL_PAUSE, LONGEST_KILL_PAUSE = 0.001, 0.03
 #: Seconds between two rounds of a grace: some times as much as a round takes, so that
 #: waiting costs a part of one CPU only, but not longer than people wait gladly.
 PAUSE_FACTOR, SHORTEST_PAUSE, LONGEST_PAUSE = 6, 0.005, 0.12
+
+#: Seconds over its time after which a loop waits no longer for the thread: to read what a
+#: process has in its memory can take as long as it pleases the kernel (mmap_lock).
+STUCK = 5.0
 
 _SIGKILL = getattr(signal, "SIGKILL", 9)
 
@@ -103,18 +108,22 @@ class Request:
     #: None: nobody looked.
     result: Any = None
 
-    def __init__(self, target: Target, loop: Loop | None) -> None:
-        """loop: None if nobody is to be told."""
+    def __init__(self, target: Target, loop: Loop | None, seconds: float = 0) -> None:
+        """loop: None if nobody is to be told. seconds: that it may take."""
         self.target = target
         self.loop = loop
-        self.future: asyncio.Future[Any] | None = loop.create_future() if loop else None
+        self.future: asyncio.Future[Any] | None = None
+        if loop is not None:
+            self.future = loop.create_future()
+            fuse = loop.call_later(seconds + STUCK, _tell, [(self.future, None)])
+            self.future.add_done_callback(lambda _: fuse.cancel())
         #: When it wants a round, by time.monotonic().
         self.due = 0.0
 
     # In the thread.
 
     def is_dropped(self) -> bool:
-        return self.future is not None and self.future.cancelled()
+        return self.future is not None and self.future.done()
 
     def is_ready(self, now: float) -> bool:
         """Whether a round now serves it."""
@@ -153,7 +162,7 @@ class Gone(Request):
     """Whether all have ended, within that many seconds."""
 
     def __init__(self, target: Target, loop: Loop | None, seconds: float) -> None:
-        super().__init__(target, loop)
+        super().__init__(target, loop, seconds)
         self._end = time.monotonic() + seconds
 
     def is_dropped(self) -> bool:
@@ -179,7 +188,7 @@ class Kill(Request):
     kills = True
 
     def __init__(self, target: Target, loop: Loop | None) -> None:
-        super().__init__(target, loop)
+        super().__init__(target, loop, KILL_TIME)
         self._end = time.monotonic() + KILL_TIME
         self._rounds = self._quiet = 0
         self._quiet_enough = QUIET
@@ -229,6 +238,8 @@ class Scanning:
         self._targets: weakref.WeakSet[Target] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
         self._scanner: Scanner | None = None
+        #: No more than kills.
+        self._finishing = False
         #: How many there have been.
         self.rounds = 0
 
@@ -237,6 +248,15 @@ class Scanning:
         self.forget()
         if scanner is not None:
             scanner.close()
+
+    def finish(self) -> None:
+        """At the interpreter's end, which a thread had better not live to see."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(KILL_TIME + STUCK)
 
     def put(self, request: Request) -> None:
         """From any thread."""
@@ -280,14 +300,18 @@ class Scanning:
         do, and the thread ends."""
         with self._changed:
             while True:
-                self._requests = [one for one in self._requests if not one.is_dropped()]
+                self._requests = [
+                    one
+                    for one in self._requests
+                    if not one.is_dropped() and (one.kills or not self._finishing)
+                ]
                 if self._requests:
                     now = time.monotonic()
                     pause = min(one.due for one in self._requests) - now
                     if pause <= 0:
                         return [one for one in self._requests if one.is_ready(now)]
                     self._changed.wait(pause)
-                elif not self._changed.wait(LINGER) and not self._requests:
+                elif self._finishing or not (self._changed.wait(LINGER) or self._requests):
                     self._thread = None
                     scanner, self._scanner = self._scanner, None
                     if scanner is not None:
@@ -342,6 +366,7 @@ class Scanning:
 
 
 scanning = Scanning()
+atexit.register(scanning.finish)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=scanning.after_fork)

@@ -2,8 +2,10 @@
  *
  * A round goes through all processes once, for all trees. What it sees of those that can
  * be of interest is kept until the next round, in two tables that take turns, and with it,
- * in links, which trees they are members of. A member gets its signal the moment it is
- * found, since some do not live long. */
+ * in links, which trees they are members of. Members get their signals when all have been
+ * seen: a process whose parent has ended does not tell any more whose child it was. Only
+ * those that have come since the last round, and are known without a parent, get them the
+ * moment they are found, since some do not live long. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <signal.h>
@@ -62,6 +64,7 @@ struct ap_trees {
   uint64_t oldest; /* no process that started earlier can be a member */
   bool marks;      /* some tree has one */
   bool anchored[AP_TREES_MOST]; /* the number of leader and session are this tree's */
+  bool fresh[AP_TREES_MOST];    /* its first round */
   bool overfull[AP_TREES_MOST]; /* it has members for which there were no links */
   finder by_id, by_leader, by_session, by_mark;
   entry stray; /* a process for which there was no entry */
@@ -216,13 +219,14 @@ typedef struct {
   int at;     /* how much of NAME has been seen; ELSEWHERE: another name */
   int digits; /* of a mark; more than DIGITS: it is none */
   uint64_t mark;
+  bool joined;
 } reader;
 
 static void mark_ends(reader *r) {
   if (r->digits == DIGITS) {
     uint32_t at = hash(r->mark);
     for (int place; (place = finder_next(r->t, &r->t->by_mark, r->mark, &at)) >= 0;)
-      join(r->t, r->one, place);
+      r->joined |= join(r->t, r->one, place);
   }
   r->digits = 0;
   r->mark = 0;
@@ -254,11 +258,12 @@ static void read_piece(void *argument, const char *bytes, size_t length) {
   }
 }
 
-static void join_by_mark(ap_trees *t, entry *one) {
+static bool join_by_mark(ap_trees *t, entry *one) {
   reader r = {.t = t, .one = one};
   /* It may be another user's, who does not let us read it. */
-  if (processes_environment(&t->all, one->facts.pid, read_piece, &r) < 0) return;
+  if (processes_environment(&t->all, one->facts.pid, read_piece, &r) < 0) return r.joined;
   if (r.at == IN_NAME_END) mark_ends(&r);
+  return r.joined;
 }
 
 /* -- signals */
@@ -269,14 +274,17 @@ static bool has_it(const ap_tree *tree, const process_facts *who) {
          (!processes_are_dated || who->start <= tree->group_time);
 }
 
-static void act(ap_trees *t, entry *on) {
+/* at_once: before all have been seen. */
+static void act(ap_trees *t, entry *on, bool at_once) {
   const uint64_t KILL = UINT64_C(1) << (SIGKILL - 1);
   process_facts *who = &on->facts;
   if (!who->alive) return;
   uint64_t signals = 0;
   bool resume = false;
   for (uint32_t at = on->links; at; at = t->links[at].next) {
-    const ap_tree *tree = t->trees[place_of(t, t->links[at].tree)];
+    int place = place_of(t, t->links[at].tree);
+    const ap_tree *tree = t->trees[place];
+    if (at_once && t->fresh[place]) continue;
     if (tree->signal == SIGKILL) {
       signals |= KILL;
     } else if (tree->signal > 0 && on != &t->stray) {
@@ -290,8 +298,9 @@ static void act(ap_trees *t, entry *on) {
   int error = processes_signal(&t->all, who, signals, resume);
   if (error == -ESRCH) who->alive = false;
   for (uint32_t at = on->links; at; at = t->links[at].next) {
-    ap_tree *tree = t->trees[place_of(t, t->links[at].tree)];
-    if (tree->signal <= 0) continue;
+    int place = place_of(t, t->links[at].tree);
+    ap_tree *tree = t->trees[place];
+    if (tree->signal <= 0 || (at_once && t->fresh[place])) continue;
     if (error == 0 || error == -EPERM) t->links[at].step = tree->step;
     if (error == 0 && signals) tree->signalled++;
     if (error < 0 && error != -ESRCH) tree->denied++;
@@ -323,13 +332,15 @@ static void visit(ap_trees *t, pid_t pid) {
   if (before && before->facts.start == one->facts.start) links_move(t, before, one);
   if (error == 0) {
     join_by_leader(t, one);
-    join_by_session(t, one);
     join_by_parent(t, one);
+    bool came = join_by_session(t, one);
     /* With one tree, who is a member has no further question to answer. */
-    if (t->marks && one->facts.alive && !(t->n == 1 && one->links)) join_by_mark(t, one);
-    act(t, one);
+    if (t->marks && one->facts.alive && !(t->n == 1 && one->links))
+      came |= join_by_mark(t, one);
+    if (came) act(t, one, true);
   }
   if (one == &t->stray) {
+    act(t, one, false);
     count(t, one);
     links_free(t, one);
   }
@@ -355,10 +366,7 @@ static void join_the_rest(ap_trees *t) {
     for (int i = 0; i < t->now->count; i++) {
       entry *one = &t->now->entries[i];
       bool joined = join_by_session(t, one);
-      if (join_by_parent(t, one) || joined) {
-        act(t, one);
-        more = true;
-      }
+      if (join_by_parent(t, one) || joined) more = true;
     }
   }
 }
@@ -376,6 +384,7 @@ static void begin(ap_trees *t, ap_tree *const *trees, int n) {
   for (int i = 0; i < n; i++) {
     ap_tree *tree = trees[i];
     tree->alive = tree->newcomers = tree->signalled = tree->denied = 0;
+    t->fresh[i] = !tree->id;
     if (!tree->id) tree->id = ++t->last_id;
     process_facts leader;
     t->overfull[i] = false;
@@ -402,7 +411,10 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
   for (pid_t pid; (pid = processes_next(&t->all)) > 0; seen++) visit(t, pid);
   anchor_by_members(t);
   join_the_rest(t);
-  for (int i = 0; i < t->now->count; i++) count(t, &t->now->entries[i]);
+  for (int i = 0; i < t->now->count; i++) {
+    act(t, &t->now->entries[i], false);
+    count(t, &t->now->entries[i]);
+  }
   for (int i = 0; i < n; i++)
     if (t->overfull[i]) trees[i]->alive++;
   table *past = t->before;

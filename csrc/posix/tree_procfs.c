@@ -23,10 +23,6 @@
 
 const bool processes_are_dated = true;
 
-static int spare_of(const processes *all) {
-  return fcntl(all->proc, F_DUPFD_CLOEXEC, 3);
-}
-
 /* The descriptor is noted in *place for processes_close. */
 static int open_noted(processes *all, int *place, int dir, const char *name, int flags) {
   int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | flags);
@@ -116,7 +112,8 @@ int processes_open(processes *all) {
   process_facts facts;
   int error = strtol(self, NULL, 10) == getpid() ? processes_facts(all, getpid(), &facts)
                                                  : -ENOTSUP;
-  for (int i = 0; i < PROCESSES_SPARE; i++) all->spare[i] = spare_of(all);
+  for (int i = 0; i < PROCESSES_SPARE; i++)
+    if (all->spare[i] < 0) all->spare[i] = fcntl(all->proc, F_DUPFD_CLOEXEC, 3);
   if (error < 0) processes_close(all);
   return error;
 }

@@ -231,6 +231,8 @@ class PureSought:
         self.alive = self.newcomers = self.signalled = self.denied = 0
         self.pids: list[int] = []
         self.anchored = False
+        #: In an earlier round.
+        self.seen = False
 
     def has_it(self, who: Facts) -> bool:
         """The signal of this step, by another way."""
@@ -279,6 +281,7 @@ class PureScanner:
         self._anchor_by_members()
         self._join_the_rest()
         for one in self._now.values():
+            self._act(one, one.steps)
             for tree in one.steps if one.alive else ():
                 tree.alive += 1
                 if tree.alive <= NAMED:
@@ -291,7 +294,9 @@ class PureScanner:
         self._by_leader: defaultdict[int, list[PureSought]] = defaultdict(list)
         self._by_session: defaultdict[int, list[PureSought]] = defaultdict(list)
         self._by_mark: defaultdict[int, list[PureSought]] = defaultdict(list)
+        self._fresh = {tree for tree in trees if not tree.seen}
         for tree in trees:
+            tree.seen = True
             self._by_leader[tree.leader].append(tree)
             if tree.session:
                 self._by_session[tree.session].append(tree)
@@ -334,12 +339,14 @@ class PureScanner:
             steps = {}
         one = self._now[pid] = _Member(facts, steps)
         self._join_by_leader(one)
-        self._join_by_session(one)
         self._join_by_parent(one)
+        came = self._join_by_session(one)
         if facts.alive and self._by_mark and len(one.steps) < len(self._trees):
             for mark in self._proc.marks(pid):
-                self._join(one, self._by_mark.get(mark, ()))
-        self._act(one)
+                came |= self._join(one, self._by_mark.get(mark, ()))
+        if came:
+            # A member that has come since the last round: it may not live long.
+            self._act(one, one.steps.keys() - self._fresh)
 
     def _chase(self, last: int) -> None:
         """Looks at those that are younger than this one, and than the listing."""
@@ -401,17 +408,19 @@ class PureScanner:
             for one in self._now.values():
                 joined = self._join_by_session(one)
                 if self._join_by_parent(one) or joined:
-                    self._act(one)
                     more = True
 
     # -- signals
 
-    def _act(self, one: _Member) -> None:
+    def _act(self, one: _Member, trees: Iterable[PureSought]) -> None:
+        """What these want. Of those that have just begun, and of members that are known by
+        their parents, only when all have been seen: whose parent has ended does not tell
+        any more whose child it was."""
         if not one.alive:
             return
         signals: set[int] = set()
         resume = False
-        told = [tree for tree in one.steps if tree.signal > 0]
+        told = [tree for tree in trees if tree.signal > 0]
         for tree in told:
             if tree.signal == signal.SIGKILL:
                 signals.add(signal.SIGKILL)
