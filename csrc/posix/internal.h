@@ -299,5 +299,9 @@ int processes_environment(processes *all, pid_t pid, processes_piece *take, void
 /* Sends the signals in that set (bit N - 1 is signal N), and SIGCONT if it is stopped and
  * `resume`. 0; -ESRCH: it has ended, or the number is another's; -errno. */
 int processes_signal(processes *all, const process_facts *who, uint64_t signals, bool resume);
+/* The last number that was given to a process or a thread; 0: not to be had. */
+pid_t processes_youngest(processes *all);
+/* Whether it is that of a thread of this process. */
+bool processes_is_own_thread(processes *all, pid_t number);
 
 #endif

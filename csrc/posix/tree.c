@@ -18,7 +18,8 @@ enum {
   ENTRIES = 1 << 16,
   SLOTS = 2 * ENTRIES,
   LINKS = 1 << 17,
-  PAIRS = 2 * AP_TREES_MOST
+  PAIRS = 2 * AP_TREES_MOST,
+  CHASE = 200 /* looks at the youngest process in a round */
 };
 
 /* One process. */
@@ -371,6 +372,36 @@ static void join_the_rest(ap_trees *t) {
   }
 }
 
+/* Ends those that are younger than this one, if they have the mark of a tree that is to be
+ * killed. The more processes there are, the longer a round takes, and the less likely it
+ * is that one which forks and ends without a pause is met by it; but that is the youngest.
+ * They are not kept: the next round will see who is there. */
+static void chase(ap_trees *t, pid_t last) {
+  bool kills = false;
+  for (int i = 0; i < t->n; i++)
+    if (t->trees[i]->signal == SIGKILL && t->trees[i]->mark) kills = true;
+  for (int looks = 0; kills && looks < CHASE; looks++) {
+    pid_t youngest = processes_youngest(&t->all);
+    if (youngest == last) return;
+    /* After the highest number that there can be the lowest that is free comes. */
+    pid_t pid = last < youngest && last > youngest - 3 ? last + 1 : youngest - 2;
+    for (; pid <= youngest; pid++) {
+      entry *one = &t->stray;
+      one->links = 0;
+      if (pid <= 1 || pid == t->self) continue;
+      if (table_find(t->now, pid) || processes_facts(&t->all, pid, &one->facts) < 0) continue;
+      if (!one->facts.alive || !join_by_mark(t, one)) continue;
+      /* Threads have files as well, which are not listed. */
+      if (!processes_is_own_thread(&t->all, pid)) {
+        act(t, one, false);
+        count(t, one);
+      }
+      links_free(t, one);
+    }
+    last = youngest;
+  }
+}
+
 static void begin(ap_trees *t, ap_tree *const *trees, int n) {
   t->trees = trees;
   t->n = n;
@@ -407,6 +438,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
   int error = processes_begin(&t->all);
   if (error < 0) return error;
   begin(t, trees, n);
+  pid_t youngest = processes_youngest(&t->all);
   int seen = 0;
   for (pid_t pid; (pid = processes_next(&t->all)) > 0; seen++) visit(t, pid);
   anchor_by_members(t);
@@ -417,6 +449,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
   }
   for (int i = 0; i < n; i++)
     if (t->overfull[i]) trees[i]->alive++;
+  chase(t, youngest);
   table *past = t->before;
   for (int i = 0; i < past->count; i++) {
     links_free(t, &past->entries[i]);

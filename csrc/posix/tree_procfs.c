@@ -202,3 +202,16 @@ int processes_signal(processes *all, const process_facts *who, uint64_t signals,
   if (dir >= 0) close_noted(all, &all->dir);
   return result;
 }
+
+pid_t processes_youngest(processes *all) {
+  char text[128];
+  if (read_noted(all, all->proc, "loadavg", text, sizeof text) < 0) return 0;
+  const char *last = strrchr(text, ' '); /* proc_loadavg(5) */
+  return last ? (pid_t)strtol(last, NULL, 10) : 0;
+}
+
+bool processes_is_own_thread(processes *all, pid_t number) {
+  char name[32];
+  snprintf(name, sizeof name, "self/task/%d", (int)number);
+  return faccessat(all->proc, name, F_OK, 0) == 0;
+}

@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..trees import LEADER_HAS_IT, NAMED, RESUME, VARIABLE
@@ -23,7 +23,7 @@ _ENTRY = VARIABLE.encode() + b"="
 #: The most that an exec takes is 6 MiB (execve(2)).
 _ENVIRONMENT = 16 << 20
 #: How many looks at the youngest process a round has.
-_CHASE = 20
+_CHASE = 200
 
 #: Not in every Python, and refused by some containers. It takes a descriptor of /proc/PID
 #: as well (Linux 3eb39f47934f), so that the process which was looked at is the one that gets
@@ -181,9 +181,31 @@ class _Proc:
         except (_Gone, OSError, IndexError, ValueError):
             return 0
 
-    def is_thread(self, number: int) -> bool:
+    def _is_own_thread(self, number: int) -> bool:
         """Threads have files as well, which are not listed."""
-        return b"\nTgid:\t%d\n" % number not in self._read(f"{number}/status", self.root, 512)
+        try:
+            os.stat(f"self/task/{number}", dir_fd=self.root)
+        except OSError:
+            return False
+        return True
+
+    def kill_marked(self, pid: int, wanted: Container[int]) -> set[int]:
+        """Ends a process that has one of these marks, by as few calls as can be. Returns
+        those it has."""
+        fd = -1
+        try:
+            fd = self._open(str(pid), self.root, os.O_DIRECTORY)
+            text = self._read("environ", fd, _PIECE)
+            found = {mark for mark in marks_in(text) if mark in wanted}
+            if not found or self._is_own_thread(pid) or _by_descriptor is None:
+                return set()
+            _by_descriptor(fd, signal.SIGKILL)
+            return found
+        except (_Gone, OSError):
+            return set()
+        finally:
+            if fd >= 0:
+                self._close(fd)
 
     def send(self, who: Facts, signals: Iterable[int], resume: bool) -> None:
         """_Gone: it has ended, or the number is another's. OSError."""
@@ -277,7 +299,6 @@ class PureScanner:
         self._begin(trees)
         for pid in numbers:
             self._visit(pid)
-        self._chase(youngest)
         self._anchor_by_members()
         self._join_the_rest()
         for one in self._now.values():
@@ -286,6 +307,7 @@ class PureScanner:
                 tree.alive += 1
                 if tree.alive <= NAMED:
                     tree.pids.append(one.facts.pid)
+        self._chase(youngest)
         self._before, self._now = self._now, {}
         return len(numbers)
 
@@ -317,17 +339,15 @@ class PureScanner:
                     tree.start = start
         self._oldest = min((tree.start for tree in trees), default=0)
 
-    def _visit(self, pid: int, listed: bool = True) -> None:
+    def _visit(self, pid: int) -> None:
         if pid in (1, self._own):
             return
-        before = self._now.get(pid) or self._before.get(pid)
+        before = self._before.get(pid)
         steps = before.steps if before is not None else {}
         steps = {tree: step for tree, step in steps.items() if tree in self._trees}
         try:
             facts = self._proc.facts(pid)
             if facts.start < self._oldest:  # than any member could be
-                return
-            if not listed and self._proc.is_thread(pid):
                 return
         except _Gone:
             return
@@ -349,15 +369,23 @@ class PureScanner:
             self._act(one, one.steps.keys() - self._fresh)
 
     def _chase(self, last: int) -> None:
-        """Looks at those that are younger than this one, and than the listing."""
-        for _ in range(_CHASE):
+        """Ends those that are younger than this one, if they have the mark of a tree that is
+        to be killed. They are not noted: the next round will see who is there."""
+        wanted = defaultdict(list)
+        for tree in self._trees:
+            if tree.signal == signal.SIGKILL and tree.mark:
+                wanted[tree.mark].append(tree)
+        for _ in range(_CHASE if wanted else 0):
             youngest = self._proc.youngest()
             if youngest == last:
                 return
             # After the highest number that there can be the lowest that is free comes.
-            first = max(last + 1, youngest - 8) if last < youngest else youngest
+            first = max(last + 1, youngest - 2) if last < youngest else youngest
             for pid in range(first, youngest + 1):
-                self._visit(pid, listed=False)
+                for mark in self._proc.kill_marked(pid, wanted):
+                    for tree in wanted[mark]:
+                        tree.newcomers += 1
+                        tree.alive += 1
             last = youngest
 
     # -- what makes a process a member
