@@ -272,12 +272,11 @@ typedef struct {
   int file, dir;              /* open just now; -1: none */
   int at, end;
   _Alignas(8) char entries[1024];
+  char piece[1 << 15];
 #else
-  char *list; /* of kinfo structures, in a mapping */
-  size_t list_size;
+  char *list; /* of kinfo structures; and room for an environment */
   size_t at, end;
 #endif
-  char piece[1 << 15];
 } processes;
 
 /* Whether the start of a process says which of two is older. */

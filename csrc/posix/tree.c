@@ -463,7 +463,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
 
 int ap_trees_open(ap_trees **trees) {
   ap_trees *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                     MAP_PRIVATE | MAP_ANON, -1, 0);
   if (t == MAP_FAILED) return -errno;
   int error = processes_open(&t->all);
   if (error < 0) {
