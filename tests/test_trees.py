@@ -83,8 +83,9 @@ class Family:
                 os.kill(pid, signal.SIGKILL)
         for child in self.children:
             child.wait()
-            if child.stdout:
-                child.stdout.close()
+            for pipe in (child.stdin, child.stdout):
+                if pipe:
+                    pipe.close()
 
 
 @pytest.fixture
@@ -361,9 +362,9 @@ def test_the_number_of_a_member_that_is_anothers_by_now(scanner: str, family: Fa
 
 #: Says which signals it gets; ends by TERM.
 COUNTS = python(
-    "import signal\n"
+    "import os, signal\n"
     "for one in (signal.SIGINT, signal.SIGUSR1):\n"
-    " signal.signal(one, lambda number, frame: print(number, flush=True))\n"
+    " signal.signal(one, lambda number, _: os.write(1, b'%d\\n' % number))\n"
     "print('ready', flush=True)\n"
     "while True: signal.pause()"
 )
@@ -438,6 +439,36 @@ async def test_from_any_thread(scanner: str, family: Family) -> None:
     tree = of(leader)
     await asyncio.to_thread(tree.send, signal.SIGTERM)
     assert await tree.gone(FUSE) is True
+
+
+@asynchronous
+async def test_a_signal_that_was_sent_does_not_stay(scanner: str, family: Family) -> None:
+    leader = family.start(
+        *python(
+            "import os, signal, subprocess\n"
+            "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'got\\n'))\n"
+            "print('ready', flush=True)\n"
+            "input()\n"
+            "print(subprocess.Popen(['sleep', '1000']).pid, flush=True)\n"
+            "input()"
+        ),
+        stdin=subprocess.PIPE,
+    )
+    assert line(leader) == "ready"
+    tree = of(leader)
+    gone = tree.gone(FUSE)
+    tree.send(signal.SIGTERM)
+    assert line(leader) == "got"
+    assert leader.stdin is not None
+    leader.stdin.write("\n")
+    leader.stdin.flush()
+    member = family.member(leader)
+    for _ in range(3):
+        assert await tree.alive() == 2
+    assert is_alive(member)
+    leader.stdin.close()
+    assert await tree.kill() == []
+    assert await gone is True
 
 
 # -- those that are hard to end

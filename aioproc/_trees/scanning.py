@@ -25,11 +25,11 @@ Loop = asyncio.AbstractEventLoop
 #: member.
 LINGER = 0.05
 
-#: Seconds and rounds that a kill takes at most, and how many rounds without a living member
-#: are its end: a process may be born behind the back of a round, and the more so where it
-#: was seen to happen.
-KILL_TIME, KILL_ROUNDS = 1.0, 50
+#: How many rounds without a living member are the end: a process may be born behind the
+#: back of a round, and the more so where that was seen to happen.
 QUIET, QUIET_AFTER_NEWCOMERS = 2, 5
+#: Seconds and rounds that a kill takes at most.
+KILL_TIME, KILL_ROUNDS = 1.0, 50
 #: Seconds between its rounds, where all that is left is for the members to die.
 SHORTEST_KILL_PAUSE, LONGEST_KILL_PAUSE = 0.001, 0.03
 
@@ -69,8 +69,8 @@ class Target:
         self.mark = mark
         self.start = 0
         self.born = born
-        #: The thread's alone. The signal that members get, those that are born later as
-        #: well, and who has it already; as in Sought.
+        #: The thread's alone. The signal that members get, and who has it already; as in
+        #: Sought.
         self.signal = self.step = self.flags = self.group = self.group_time = 0
         self.scanner: Scanner | None = None
         self.sought: Sought | None = None
@@ -89,7 +89,7 @@ class Target:
         if any(request.kills for request in requests):
             sought.signal = _SIGKILL
         else:
-            sought.signal = self.signal if requests else 0
+            sought.signal = self.signal if any(one.carries for one in requests) else 0
         sought.leader, sought.session, sought.mark = self.leader, self.session, self.mark
         sought.step, sought.flags = self.step, self.flags
         sought.group, sought.group_time = self.group, self.group_time
@@ -104,7 +104,8 @@ class Target:
 class Request:
     """Somebody wants to know how many members are alive."""
 
-    kills = False
+    #: What it does to members; `carries`: gives them the tree's signal.
+    kills = carries = False
     #: None: nobody looked.
     result: Any = None
 
@@ -145,33 +146,48 @@ class Request:
 class Signal(Request):
     """The same, after members have been given a signal."""
 
+    carries = True
+
     def __init__(
-        self, target: Target, loop: Loop | None, order: tuple[int, int, int, int]
+        self, target: Target, loop: Loop | None, order: tuple[int, int, int, int], stays: bool
     ) -> None:
-        """order: signal, flags, group, group_time."""
+        """order: signal, flags, group, group_time. stays: whether those who are born later
+        get it as well."""
         super().__init__(target, loop)
         self._order = order
+        self._stays = stays
 
     def prepare(self) -> None:
         target = self.target
         target.signal, target.flags, target.group, target.group_time = self._order
         target.step += 1
 
+    def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
+        if not self._stays:
+            self.target.signal = 0
+        return super().look(sought, scanner, seconds)
+
 
 class Gone(Request):
     """Whether all have ended, within that many seconds."""
 
+    carries = True
+
     def __init__(self, target: Target, loop: Loop | None, seconds: float) -> None:
         super().__init__(target, loop, seconds)
         self._end = time.monotonic() + seconds
+        self._quiet = 0
 
     def is_dropped(self) -> bool:
         return super().is_dropped() or (self.loop is not None and self.loop.is_closed())
 
     def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
-        self.result = not sought.alive
-        pause = max(SHORTEST_PAUSE, PAUSE_FACTOR * seconds)
-        return self.result or self._later(min(pause, max(LONGEST_PAUSE, 2 * seconds)))
+        self._quiet = 0 if sought.alive else self._quiet + 1
+        self.result = self._quiet == QUIET
+        if self.result:
+            return True
+        pause = min(max(SHORTEST_PAUSE, PAUSE_FACTOR * seconds), max(LONGEST_PAUSE, 2 * seconds))
+        return self._later(pause if sought.alive else 0)
 
     def is_refused(self) -> bool:
         return self._later(SHORTEST_PAUSE)

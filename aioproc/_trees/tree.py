@@ -33,8 +33,9 @@ class Tree:
         self._target.leader = 0
 
     def send(self, number: int, *, group: int = 0, leader: bool = False) -> None:
-        """As signal, from any thread; without an answer."""
-        scanning.put(self._signal(None, number, group, leader))
+        """Gives a signal to those who are members now, as `signal` does, but from any thread
+        and without an answer."""
+        scanning.put(self._signal(None, number, group, leader, stays=False))
 
     def signal(
         self, number: int, *, group: int = 0, leader: bool = False
@@ -45,13 +46,19 @@ class Tree:
         group: one that has just been given the signal as a whole. leader: so has the leader.
         Returns how many members were alive.
         """
-        return _put(self._signal(asyncio.get_running_loop(), number, group, leader))
+        return _put(self._signal(asyncio.get_running_loop(), number, group, leader, stays=True))
 
     def _signal(
-        self, loop: asyncio.AbstractEventLoop | None, number: int, group: int, leader: bool
+        self,
+        loop: asyncio.AbstractEventLoop | None,
+        number: int,
+        group: int,
+        leader: bool,
+        stays: bool,
     ) -> Signal:
         flags = RESUME | (LEADER_HAS_IT if leader else 0)
-        return Signal(self._target, loop, (number, flags, group, now() if group else 0))
+        order = (number, flags, group, now() if group else 0)
+        return Signal(self._target, loop, order, stays)
 
     def alive(self) -> asyncio.Future[int | None]:
         """How many members are alive; zombies are not."""
@@ -63,7 +70,8 @@ class Tree:
 
     def kill(self) -> asyncio.Future[list[int] | None]:
         """Ends all members by SIGKILL, in rounds, within a second. Returns the pids of those
-        that are left: another user's, or such as the kernel cannot end just now."""
+        that are left: another user's, or such as the kernel cannot end just now. No more
+        than trees.NAMED are named."""
         return _put(Kill(self._target, asyncio.get_running_loop()))
 
 

@@ -68,7 +68,7 @@ static int gone_or(int error) { return error == -ENOENT ? -ESRCH : error; }
 
 /* /proc/PID/stat (proc_pid_stat(5)). The name, its second field, may have blanks and
  * parentheses in it; no field behind it has. */
-static int parse(const char *text, process_facts *facts) {
+static int parse(char *text, process_facts *facts) {
   enum { STATE = 3, PARENT, GROUP, SESSION, THREADS = 20, START = 22 };
   char *at = strrchr(text, ')');
   if (!at || at[1] != ' ' || !at[2]) return -EIO;

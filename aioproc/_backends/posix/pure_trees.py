@@ -46,6 +46,8 @@ class Facts(NamedTuple):
 def parse(pid: int, text: bytes) -> Facts:
     # The name, its second field, may have blanks and parentheses in it; the others not.
     fields = text.rpartition(b")")[2].split()
+    if len(fields) < 20:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
     state = fields[0]
     return Facts(
         pid,
@@ -145,7 +147,8 @@ class _Proc:
         fd = self._open(name, where)
         try:
             pieces = [os.read(fd, min(most, _PIECE))]
-            while pieces[-1] and sum(map(len, pieces)) < most:
+            # What is small comes at once.
+            while most > _PIECE and pieces[-1] and len(pieces) < most // _PIECE:
                 pieces.append(os.read(fd, _PIECE))
         except ProcessLookupError:
             raise _Gone from None
