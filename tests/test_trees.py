@@ -408,10 +408,11 @@ async def test_who_is_born_later_gets_it(scanner: str, family: Family) -> None:
     leader = family.start(
         *python(
             "import signal, subprocess, sys\n"
-            "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
             "print('ready', flush=True)\n"
-            "signal.pause()\n"
-            "print(subprocess.call(['sleep', '1000'], restore_signals=True), flush=True)\n"
+            "signal.sigwait([signal.SIGTERM])\n"
+            "signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])\n"
+            "print(subprocess.call(['sleep', '1000']), flush=True)\n"
         )
     )
     assert line(leader) == "ready"
