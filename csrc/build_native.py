@@ -72,7 +72,7 @@ PLATFORMS = {
     "win32": _WINDOWS,
     # Linux with the files of the BSDs, for the tests: see tests/shim.
     "linux-kqueue": _LINUX._replace(
-        sources=(*_POSIX, *_KQUEUE, *_PROCFS),
+        sources=(*_POSIX, *_KQUEUE, *_KINFO),
         flags=(*_POSIX_FLAGS, "-DAIOPROC_KQUEUE", "-Itests/shim"),
     ),
 }

@@ -266,7 +266,7 @@ typedef struct {
 enum { PROCESSES_SPARE = 2, PROCESSES_BITE = 96 };
 
 typedef struct {
-#if defined(__linux__)
+#if AP_LINUX
   int proc;                   /* /proc */
   int spare[PROCESSES_SPARE]; /* given up when no other descriptor is to be had; -1: is */
   int file, dir;              /* open just now; -1: none */

@@ -419,10 +419,11 @@ static void begin(ap_trees *t, ap_tree *const *trees, int n) {
     if (!tree->id) tree->id = ++t->last_id;
     process_facts leader;
     t->overfull[i] = false;
-    t->anchored[i] = tree->leader && processes_facts(&t->all, tree->leader, &leader) == 0 &&
-                     (tree->start  ? tree->start == leader.start
-                      : tree->born ? leader.start <= tree->born
-                                   : true);
+    t->anchored[i] = tree->leader && processes_facts(&t->all, tree->leader, &leader) == 0;
+    if (t->anchored[i] && tree->start)
+      t->anchored[i] = leader.start == tree->start;
+    else if (t->anchored[i] && tree->born && processes_are_dated)
+      t->anchored[i] = leader.start <= tree->born;
     if (t->anchored[i]) tree->start = leader.start;
     if (tree->start < t->oldest) t->oldest = tree->start;
     finder_add(t, &t->by_id, tree->id, i);

@@ -55,7 +55,7 @@ static const char *environment_in(const char *bytes, const char *end) {
   return bytes ? bytes : end;
 }
 
-#elif defined(__FreeBSD__)
+#elif defined(__FreeBSD__) || defined(AIOPROC_KQUEUE)
 
 typedef struct kinfo_proc kinfo;
 #define LIST {CTL_KERN, KERN_PROC, KERN_PROC_PROC}
