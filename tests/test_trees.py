@@ -454,6 +454,9 @@ async def test_a_stopped_member(scanner: str, family: Family) -> None:
     os.kill(member, signal.SIGSTOP)
     assert await settled(lambda: state(member) == "T")
     tree = of(leader)
+    tree.send(signal.SIGHUP)
+    assert await tree.alive() is not None
+    assert state(member) == "T"
     await tree.signal(signal.SIGTERM)
     assert await tree.gone(FUSE) is True
     assert not is_alive(member)

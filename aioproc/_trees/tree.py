@@ -33,15 +33,15 @@ class Tree:
         self._target.leader = 0
 
     def send(self, number: int, *, group: int = 0, leader: bool = False) -> None:
-        """Gives a signal to those who are members now, as `signal` does, but from any thread
-        and without an answer."""
+        """Gives a signal to those who are members now, and no more than that: who is stopped
+        stays so. From any thread; without an answer."""
         scanning.put(self._signal(None, number, group, leader, stays=False))
 
     def signal(
         self, number: int, *, group: int = 0, leader: bool = False
     ) -> asyncio.Future[int | None]:
-        """Gives a signal to all members once, and SIGCONT to those that are stopped; those
-        that are born later get it as well, while `gone` waits.
+        """Begins a grace: gives a signal to all members once, and SIGCONT to those that are
+        stopped; those that are born later get it as well, while `gone` waits.
 
         group: one that has just been given the signal as a whole. leader: so has the leader.
         Returns how many members were alive.
@@ -56,7 +56,7 @@ class Tree:
         leader: bool,
         stays: bool,
     ) -> Signal:
-        flags = RESUME | (LEADER_HAS_IT if leader else 0)
+        flags = (RESUME if stays else 0) | (LEADER_HAS_IT if leader else 0)
         order = (number, flags, group, now() if group else 0)
         return Signal(self._target, loop, order, stays)
 
