@@ -515,6 +515,7 @@ HOPPER = python(
 
 
 @asynchronous
+@pytest.mark.usefixtures("by_proc")  # a list is of a moment ago
 async def test_a_hopper(scanner: str, family: Family) -> None:
     mark = new_mark()
     leader = family.start(*HOPPER, mark=mark)
