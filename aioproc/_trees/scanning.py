@@ -41,6 +41,9 @@ PAUSE_FACTOR, SHORTEST_PAUSE, LONGEST_PAUSE = 6, 0.005, 0.12
 #: process has in its memory can take as long as it pleases the kernel (mmap_lock).
 STUCK = 5.0
 
+#: What a round costs: a thread that had to wait for a CPU has used none.
+_cost = getattr(time, "thread_time", time.monotonic)
+
 _SIGKILL = getattr(signal, "SIGKILL", 9)
 
 
@@ -134,7 +137,7 @@ class Request:
         """Before that."""
 
     def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
-        """After it, which took so long. True: done, the result is there."""
+        """After it, which took so much of a CPU. True: done, the result is there."""
         self.result = sought.alive
         return True
 
@@ -336,7 +339,7 @@ class Scanning:
 
     def _serve(self, requests: list[Request]) -> list[Request]:
         """One round. Returns those that are done."""
-        began = time.monotonic()
+        began = _cost()
         orders: defaultdict[Target, list[Request]] = defaultdict(list)
         for request in requests:
             order = orders[request.target]
@@ -358,7 +361,7 @@ class Scanning:
         except OSError:
             return [one for one in requests if one.is_refused()]
         self.rounds += 1
-        seconds = time.monotonic() - began
+        seconds = _cost() - began
         return [
             request
             for target in targets
