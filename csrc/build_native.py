@@ -35,14 +35,20 @@ _COMMON = ("tokens.c",)
 _POSIX = (
     *_COMMON,
     *_files("posix", "usage", "plan", "stdio", "looks", "children"),
-    *_files("posix", "spawn_posix", "port", "spawn"),
+    *_files("posix", "spawn_posix", "port", "spawn", "tree"),
 )
-# And one way to watch, by one kind of handle.
+# And one way to watch, by one kind of handle; and one to see all processes.
 _EPOLL = _files("posix", "port_epoll", "pidfd", "child_code", "spawn_clone")
 _KQUEUE = _files("posix", "port_kqueue", "pid")
+_PROCFS = _files("posix", "tree_procfs")
+_KINFO = _files("posix", "tree_kinfo")
 
-_LINUX = Platform("posix/aioproc_posix.h", (*_POSIX, *_EPOLL), _POSIX_FLAGS, ("-pthread", "-ldl"))
-_MACOS = Platform("posix/aioproc_posix.h", (*_POSIX, *_KQUEUE), _POSIX_FLAGS, ("-pthread",))
+_LINUX = Platform(
+    "posix/aioproc_posix.h", (*_POSIX, *_EPOLL, *_PROCFS), _POSIX_FLAGS, ("-pthread", "-ldl")
+)
+_MACOS = Platform(
+    "posix/aioproc_posix.h", (*_POSIX, *_KQUEUE, *_KINFO), _POSIX_FLAGS, ("-pthread",)
+)
 # The C library hides what is not C11 otherwise.
 _BSD = _MACOS._replace(flags=(*_POSIX_FLAGS, "-D_NETBSD_SOURCE", "-D_BSD_SOURCE"))
 
@@ -67,7 +73,7 @@ PLATFORMS = {
     "win32": _WINDOWS,
     # Linux with the files of the BSDs, for the tests: see tests/shim.
     "linux-kqueue": _LINUX._replace(
-        sources=(*_POSIX, *_KQUEUE),
+        sources=(*_POSIX, *_KQUEUE, *_KINFO),
         flags=(*_POSIX_FLAGS, "-DAIOPROC_KQUEUE", "-Itests/shim"),
     ),
 }

@@ -1,6 +1,6 @@
 """The C files of macOS and the BSDs, built on Linux against tests/shim.
 
-Here the tests of exits and forks; tools/check.py --full runs the whole suite so.
+Here the tests of exits, forks and trees; tools/check.py --full runs the whole suite so.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_the_leak_guards_of_macos_see_what_those_of_linux_see() -> None:
 
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="the sources are not here")
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS and the BSDs have the real thing")
-def test_exits_and_forks_by_kqueue(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_exits_forks_and_trees(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--no-native"):
         pytest.skip("waived")
     for folder in ("aioproc", "csrc", "tests"):
@@ -67,8 +67,9 @@ def test_exits_and_forks_by_kqueue(tmp_path: Path, request: pytest.FixtureReques
 
     python("setup.py", "-q", "build_ext", "--inplace")
     assert "kqueue: yes" in python("-m", "aioproc")
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_exits.py"]
-    words += ["tests/test_fork.py", "-k", "portable and asyncio"]
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if request.config.getoption("--no-uvloop"):
         words.append("--no-uvloop")
-    assert " passed" in python(*words)
+    files = ["tests/test_exits.py", "tests/test_fork.py"]
+    assert " passed" in python(*words, *files, "-k", "portable and asyncio")
+    assert " passed" in python(*words, "tests/test_trees.py", "-k", "native and not uvloop")

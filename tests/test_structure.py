@@ -22,6 +22,7 @@ BACKENDS = [file for file in FILES if file.is_relative_to(PACKAGE / "_backends")
 NATIVE = {
     "_backends/posix/environment.py",
     "_backends/posix/native.py",
+    "_backends/posix/native_trees.py",
     "_backends/windows/lib.py",
 }
 #: The one file that touches asyncio's own names.
@@ -147,6 +148,7 @@ LAYERS = {
     "_habits": set(),
     "_backends": {"_native"},
     "_spec": {"_backends", "_notes"},
+    "_trees": {"_backends"},
     "_asyncio": {"_backends", "_habits", "_notes", "_spec"},
     "_job": {"_asyncio", "_backends", "_spec"},
     "_api": {"_asyncio", "_backends", "_notes", "_spec"},

@@ -6,14 +6,15 @@ import os
 import sys
 from typing import Any
 
-from .base import Attempt, Backend
+from .base import NOT_NOW, Attempt, Backend
+from .trees import Scanner
 
 # With aioproc, and not at the first spawn: a thread that forks meanwhile would leave the
 # lock of the module locked for good in the forked process.
 if sys.platform == "win32":
     from .windows import pure
 else:
-    from .posix import pure
+    from .posix import pure, pure_trees
 
 _native: Any = None
 _native_missing = ""
@@ -22,6 +23,7 @@ try:
         from .windows import native as _native
     else:
         from .posix import native as _native
+        from .posix import native_trees
 except ImportError as error:
     _native_missing = f"the extension cannot be imported: {error}"
 
@@ -66,6 +68,21 @@ def use(backend: Backend | None) -> Backend | None:
     global _current
     previous, _current = _current, backend
     return previous
+
+
+def open_scanner() -> Scanner | None:
+    """The backend's, for a tree of processes. None where nobody can look; OSError where
+    it cannot be told now."""
+    if sys.platform == "win32":
+        return None
+    try:
+        if current().name == "native":
+            return native_trees.NativeScanner()
+        return pure_trees.PureScanner()
+    except OSError as error:
+        if error.errno in NOT_NOW:
+            raise
+        return None
 
 
 def report() -> dict[str, Any]:

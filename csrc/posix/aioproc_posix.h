@@ -212,4 +212,69 @@ int ap_reap_orphans(ap_completion *completions, int n);
  * used afterwards. */
 void ap_after_fork_in_child(void);
 
+/* Trees: a child and all that it has started, found among the processes of the system
+ * and signalled. A member of a tree is
+ *
+ *   - the child itself, its leader;
+ *   - who is in the leader's session, if that was made for it;
+ *   - a child of a member;
+ *   - who has the tree's mark in its environment: AIOPROC_TREE=mark:mark..., where a mark
+ *     is 16 lower-case hexadecimal digits;
+ *   - who was one in an earlier round.
+ *
+ * A process is known by its number and its start, so that a number that was given to
+ * another is no member. What is checked is what is signalled: by a descriptor of the process,
+ * where there are such. This process and process 1 are never members. */
+typedef struct ap_trees ap_trees;
+
+enum {
+  AP_TREES_MOST = 4096, /* trees in a round */
+  AP_TREE_PIDS = 256    /* members that are named */
+};
+
+/* ap_tree.flags */
+enum {
+  AP_TREE_RESUME = 1,       /* SIGCONT for stopped members, once they have the signal */
+  AP_TREE_LEADER_HAS_IT = 2 /* the signal; it came another way */
+};
+
+typedef struct {
+  /* The tree. */
+  int32_t leader;  /* its pid; 0: it has been reaped */
+  int32_t session; /* 0: none was made. Counts while its number is known to be taken: by the
+                    * leader, or by a member that was in it before */
+  uint64_t mark;   /* 0: none */
+  uint64_t start;  /* the leader's; 0 at first, noted by the first round that finds it. On
+                    * Linux in clock ticks since the boot */
+  uint64_t born;   /* who started after this is not the leader, but has got its number since;
+                    * 0: not known */
+  /* What to do with members in the next round. */
+  int32_t signal; /* 0: look only. SIGKILL goes to each of them in every round, another to
+                   * each once a step */
+  int32_t step;   /* counts the signals, from 1 */
+  int32_t flags;  /* AP_TREE_* */
+  int32_t group;  /* 0, or a process group that has the signal of this step: those in it ... */
+  uint64_t group_time; /* ... that had started by then; not looked at but on Linux */
+  /* What the round found. */
+  int32_t alive;     /* members that have not ended; zombies have */
+  int32_t newcomers; /* those of them that no earlier round has seen */
+  int32_t signalled; /* who got a signal in this round */
+  int32_t denied;    /* who could not be given one */
+  int32_t pids[AP_TREE_PIDS]; /* the first of those alive */
+  uint32_t id;       /* the scanner's own; 0 at first */
+} ap_tree;
+
+/* Opens a scanner: the memory that rounds need, so that none can fail for want of it. Of
+ * the processes that have no room in it only leaders, sessions and marks are found, and no
+ * signal but SIGKILL goes to them. 0; -ENOTSUP: processes cannot be seen here; -errno. */
+int ap_trees_open(ap_trees **trees);
+
+/* One look at all processes, for all trees under way; a tree that is not among them is
+ * forgotten. In one thread a time; takes 5 to 20 us a process. Returns how many processes
+ * were looked at, or -errno, with nothing changed. */
+int ap_trees_round(ap_trees *trees, ap_tree *const *under_way, int n);
+
+/* Also for a forked process, with the parent's. */
+void ap_trees_close(ap_trees *trees);
+
 #endif

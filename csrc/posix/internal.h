@@ -10,6 +10,8 @@
  *   spawn_posix.c                    making a child: everywhere
  *   port.c                           ports and what they tell
  *   spawn.c                          children of our own, on a port
+ *   tree_procfs.c or tree_kinfo.c    all processes of the system
+ *   tree.c                           what a child has started, among them
  *
  * Where it says "or", a platform has one of them. */
 #ifndef AIOPROC_INTERNAL_H
@@ -272,5 +274,55 @@ int portable_features(void);
 
 /* The child is the port's from now on. Returns its token. */
 int64_t port_take(ap_port *port, ap_child *child);
+
+/* tree_procfs.c or tree_kinfo.c: all processes of the system. Without a lock: one thread a
+ * struct, which is the caller's memory. */
+
+typedef struct {
+  pid_t pid, parent, group, session;
+  uint64_t start; /* with the number it is what a process is known by */
+  bool alive;     /* no zombie */
+  bool stopped;   /* by a signal; not by a debugger */
+} process_facts;
+
+enum { PROCESSES_SPARE = 2, PROCESSES_BITE = 96 };
+
+typedef struct {
+#if AP_LINUX
+  int proc;                   /* /proc */
+  int spare[PROCESSES_SPARE]; /* given up when no other descriptor is to be had; -1: is */
+  int file, dir;              /* open just now; -1: none */
+  int at, end;
+  _Alignas(8) char entries[1024];
+  char piece[1 << 15];
+#else
+  char *list; /* of kinfo structures; and room for an environment */
+  size_t at, end;
+#endif
+} processes;
+
+/* Whether the start of a process says which of two is older. */
+extern const bool processes_are_dated;
+
+/* 0; -ENOTSUP: they cannot be seen here; -errno. */
+int processes_open(processes *all);
+/* Also in a forked process, even if the fork came in the midst of a call below. */
+void processes_close(processes *all);
+/* 0 or -errno. Then processes_next gives one number after the other; 0: that was all. */
+int processes_begin(processes *all);
+pid_t processes_next(processes *all);
+/* 0; -ESRCH: there is none; -errno. */
+int processes_facts(processes *all, pid_t pid, process_facts *facts);
+/* Calls with one piece of the environment (NAME=value strings, each with its NUL) after
+ * the other. 0 or -errno. */
+typedef void processes_piece(void *argument, const char *bytes, size_t length);
+int processes_environment(processes *all, pid_t pid, processes_piece *take, void *argument);
+/* Sends the signals in that set (bit N - 1 is signal N), and SIGCONT if it is stopped and
+ * `resume`. 0; -ESRCH: it has ended, or the number is another's; -errno. */
+int processes_signal(processes *all, const process_facts *who, uint64_t signals, bool resume);
+/* The last number that was given to a process or a thread; 0: not to be had. */
+pid_t processes_youngest(processes *all);
+/* Whether it is that of a thread of this process. */
+bool processes_is_own_thread(processes *all, pid_t number);
 
 #endif

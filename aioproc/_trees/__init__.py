@@ -1,0 +1,7 @@
+"""Ending all that a child has started."""
+
+from __future__ import annotations
+
+from .tree import Tree
+
+__all__ = ["Tree"]
