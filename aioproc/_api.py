@@ -267,6 +267,11 @@ async def create_subprocess_exec(
         with fileno(); for stderr also STDOUT.
     limit: bytes. None (default): lines of any length. A number: readline() and
         readuntil() raise for longer ones, as asyncio's do with its default of 65536.
+    tree: bool. Whether what the child starts is to be signalled and ended together with
+        it: by send_signal(tree=True), kill_tree() and `async with`. Such a child gets a
+        variable AIOPROC_TREE in its environment and, unless stdin is inherited or
+        start_new_session or process_group are given, a session of its own: without our
+        terminal and its Ctrl-C. Not in asyncio. (docs/semantics.md, "Trees")
     kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
         pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
         preexec_fn, restore_signals, pipesize, bufsize=0; on Windows also startupinfo and

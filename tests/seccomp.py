@@ -33,6 +33,7 @@ NUMBERS = {
     "ioctl(PIDFD_GET_INFO)": (16, 29),
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
+    "pidfd_send_signal(PROCESS_GROUP)": (424, 424),
     "timerfd_create": (283, 85),
     "waitid": (247, 95),
 }
@@ -44,12 +45,13 @@ _ARCHITECTURES = {
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 # Offsets in struct seccomp_data (linux/seccomp.h).
-_NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_1 = 0, 4, 16, 24
+_NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_1, _ARGUMENT_3 = 0, 4, 16, 24, 40
 # Classic BPF: load a word, compare, test bits, return.
 _LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ARGUMENTS = {
     "clone(CLONE_PIDFD)": (_ARGUMENT_0, _BITS, 0x1000),
     "ioctl(PIDFD_GET_INFO)": (_ARGUMENT_1, _EQUAL, 0xC040FF0B),
+    "pidfd_send_signal(PROCESS_GROUP)": (_ARGUMENT_3, _BITS, 4),
 }
 
 SUPPORTED = sys.platform == "linux" and platform.machine() in _ARCHITECTURES and ctypes is not None

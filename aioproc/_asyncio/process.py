@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._backends.base import ResourceUsage
 from .._notes import add_note
+from .._trees import ChildTree
 from .pipes import WritePipeTransport, logger
 from .sink import Sink
 from .streams import StreamReader
@@ -275,7 +277,8 @@ class Process(asyncio.subprocess.Process):
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
     The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
     A child that we may not signal (sudo, su) and that has not ended by then goes on:
-    its pipes are closed, and a warning is logged.
+    its pipes are closed, and a warning is logged. Made with tree=True, it takes with it all
+    that it has started: the grace lasts until the last of them has ended.
 
     Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
     said to be such.
@@ -334,7 +337,7 @@ class Process(asyncio.subprocess.Process):
         """
         return await self._transport._wait()
 
-    def send_signal(self, signal: int) -> None:
+    def send_signal(self, signal: int, *, tree: bool = False) -> None:
         """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
         CTRL_BREAK_EVENT are sent to its process group, others are a ValueError.
 
@@ -342,10 +345,50 @@ class Process(asyncio.subprocess.Process):
         since is never hit (on POSIX without pidfds and kqueue: unless other code in this
         process has waited for the child).
 
+        tree: also to all that the child has started, which has to be asked for when it is
+            created (create_subprocess_exec's `tree`; RuntimeError otherwise). The members
+            are looked for in a thread, so that they may have it a moment later, and nobody
+            is told of those that refuse it, or of a child that has ended before. Not in
+            asyncio.
+
         ProcessLookupError: the child has been reaped. OSError: the system refuses (no such
         signal, or a child of another user). TypeError: no integer.
         """
-        self._transport.send_signal(signal)
+        if tree:
+            self._tree().send(signal)
+        else:
+            self._transport.send_signal(signal)
+
+    def _tree(self) -> ChildTree:
+        tree = self._transport.tree
+        if tree is None:
+            raise RuntimeError("this process was made without its tree: create it with tree=True")
+        return tree
+
+    async def kill_tree(self) -> list[int] | None:
+        """End the child and all that it has started, by SIGKILL.
+
+        What counts is who lives: members that have left the child's session are found by
+        their parents and by a mark in their environment (docs/semantics.md). It takes a few
+        milliseconds, and a second at most.
+
+        Returns:
+            The pids of members that cannot be ended: those of another user, or such as the
+            kernel does not let go of just now. None where nobody can look: then the child
+            and its process group have been ended.
+
+        Raises:
+            RuntimeError: The process was created without tree=True.
+        """
+        check_loop(self._loop)
+        tree = self._tree()
+        try:
+            left = await tree.kill()
+            if left is None or self.pid not in left:
+                await self.wait()
+            return left
+        finally:
+            tree.close()
 
     def terminate(self) -> None:
         """Sends SIGTERM; see send_signal. (Windows: as kill.)"""
@@ -454,9 +497,12 @@ class Process(asyncio.subprocess.Process):
         await to_the_end(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:
-        if self.stdin is not None:
-            self.stdin.close()
-        if self.returncode is None:
+        stdin = self._transport.get_pipe_transport(0)
+        if stdin is not None:
+            stdin.close()
+        if self._transport.tree is not None:
+            await self._end_tree(self._transport.tree)
+        elif self.returncode is None:
             self._may_signal(self.terminate)
             try:
                 await asyncio.wait_for(self.wait(), GRACE)
@@ -469,6 +515,19 @@ class Process(asyncio.subprocess.Process):
         self._transport.close()
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
+
+    async def _end_tree(self, tree: ChildTree) -> None:
+        try:
+            await tree.signal(signal.SIGTERM)
+            if not await tree.gone(GRACE):
+                left = await tree.kill()
+                if left:
+                    logger.warning("%r: %r cannot be ended", self, left)
+                if left and self.pid in left:
+                    return
+            await self.wait()
+        finally:
+            tree.close()
 
     @staticmethod
     def _may_signal(send: Callable[[], None]) -> bool:

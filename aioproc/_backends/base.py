@@ -147,6 +147,20 @@ class Child(Protocol):
         """From any thread, also after the loop closed. ProcessLookupError once the
         child has been reaped: never reaches a process that got the number since."""
 
+    def hold(self) -> None:
+        """Keeps the child from being reaped when it ends: its end is told as ever, and its
+        number, which is its group's, cannot become another's. Until release(), or till its
+        loop has closed or nobody holds the child. Without effect once it has been reaped,
+        and where there is no way to."""
+
+    def release(self) -> None:
+        """Ends that. Harmless without."""
+
+    def signal_group(self, signal: int, /) -> None:
+        """To the process group that the child leads; to the child alone while it has not
+        come to lead it. From any thread; never to another group. ProcessLookupError: the
+        child has been reaped. ValueError on Windows, which has none."""
+
     def poll(self) -> int | None:
         """The returncode; looks for an exit that no loop will notice any more. From any
         thread; calls nobody."""

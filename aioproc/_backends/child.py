@@ -62,6 +62,15 @@ class BaseChild:
         if on_slow is not None:
             self.context.run(on_slow)
 
+    def hold(self) -> None:
+        pass  # there is no number that matters
+
+    def release(self) -> None:
+        pass
+
+    def signal_group(self, signal: int) -> None:
+        raise ValueError("there are no process groups to be signalled on this system")
+
     def expect_exit(self) -> None:
         pass  # it will be told
 

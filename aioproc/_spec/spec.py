@@ -16,7 +16,7 @@ from typing import IO, Any, Union
 
 from .._backends.system import WINDOWS
 from .._notes import add_note
-from . import posix
+from . import mark, posix
 from .environment import Environment
 
 if WINDOWS:
@@ -119,6 +119,10 @@ class SpawnSpec:
     restore_signals: bool = True
     preexec_fn: Callable[[], Any] | None = None
     pipesize: int = -1
+    #: Whether what the child starts is to be ended with it.
+    tree: bool = False
+    #: POSIX: what it will be known by; "" without `tree`.
+    mark: str = ""
     #: POSIX: whether there is more to it than what to run, where, and its streams.
     has_more: bool
 
@@ -136,8 +140,9 @@ class SpawnSpec:
         env: Mapping[Any, Any] | None = None,
         close_fds: bool = True,
         pass_fds: Iterable[int] = (),
-        start_new_session: bool = False,
+        start_new_session: bool | None = None,
         process_group: int | None = None,
+        tree: bool = False,
         user: str | int | None = None,
         group: str | int | None = None,
         extra_groups: Iterable[str | int] | None = None,
@@ -149,7 +154,8 @@ class SpawnSpec:
         creationflags: int = 0,
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
-        the shell. The keywords are ``subprocess.Popen``'s."""
+        the shell. The keywords are ``subprocess.Popen``'s; but for `tree`, with which a new
+        session is the default unless stdin is inherited or a process group is asked for."""
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
@@ -159,6 +165,8 @@ class SpawnSpec:
 
         self = cls()
         self.user_args = args
+        if tree:
+            self.tree = True
         if pipesize != -1:
             self.pipesize = pipesize
         if stdin is stdout is stderr is None:
@@ -175,10 +183,15 @@ class SpawnSpec:
             raise ValueError("startupinfo is only supported on Windows platforms")
         if creationflags != 0:
             raise ValueError("creationflags is only supported on Windows platforms")
+        if tree:
+            self.mark = mark.new_mark()
+            if start_new_session is None:
+                # One that reads our terminal would lose it.
+                start_new_session = process_group is None and stdin is not None
         self.has_more = (
             pipesize > 0
             or bool(pass_fds)
-            or start_new_session
+            or bool(start_new_session)
             or process_group is not None
             or not (user is group is None)
             or extra_groups is not None
@@ -201,6 +214,15 @@ class SpawnSpec:
         if preexec_fn is not None:
             self.preexec_fn = preexec_fn
         return self
+
+    def marked_block(self, text: bytes, count: int) -> tuple[bytes, int]:
+        """The environment with the mark: NAME=value strings, each with its NUL, and how
+        many. The mark stands there alone: not in `env`, which others see."""
+        return mark.in_block(text, count, self.mark)
+
+    def marked_env(self) -> Mapping[Any, Any] | None:
+        """The same as Popen takes it."""
+        return mark.in_mapping(self.env, self.mark) if self.mark else self.env
 
     def check_open(self) -> None:
         """OSError for a descriptor or handle that is closed. To be called before anything

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .child_tree import ChildTree
 from .tree import Tree
 
-__all__ = ["Tree"]
+__all__ = ["ChildTree", "Tree"]

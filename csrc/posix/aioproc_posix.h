@@ -179,6 +179,23 @@ int ap_abandon(int64_t token);
  * port was closed. */
 int ap_signal(int64_t token, int signal);
 
+/* Keeps a child from being reaped when it has ended, so that its number stays its own and
+ * its group's: AP_EXITED tells the end as ever, and the token stays. 0; -ESRCH: it has been
+ * reaped already. */
+int ap_hold(int64_t token);
+
+/* Ends that. 1: the child had ended; it has been reaped, `out` has the usage, the token is
+ * gone. 0: it lives. -ESRCH: the token is gone. */
+int ap_release(int64_t token, ap_completion *out);
+
+/* Sends a signal to the process group that the child leads, also when it has ended and is
+ * held; to the child alone as long as it has not come to lead one. It never reaches another
+ * group. `by` says how: AP_BY_PIDFD takes it from the kernel (Linux 6.9), AP_BY_NUMBER is
+ * killpg() while the number is the child's; 0: the first that is to be had. -ESRCH: nobody
+ * is there. */
+int ap_signal_group(int64_t token, int signal, int by);
+enum { AP_BY_PIDFD = 1, AP_BY_NUMBER = 2 };
+
 /* Checks one child whose port has been closed: 1 when it has ended (out is filled in, the
  * token is gone), 0 while it lives. 0 for a child of an open port. -ESRCH for a token
  * that is gone. */

@@ -115,10 +115,12 @@ static int exit_result(ap_child *child, ap_completion *out) {
   out->status = -1;
   out->max_rss = -1;
 
-  int result = process_reap(child, out);
+  /* One that was never a program of the user's is not worth it. */
+  bool held = child->held && child->state == CHILD_RUNNING;
+  int result = held ? process_end(child, out) : process_reap(child, out);
   if (result == 1) {
     if (out->max_rss <= child->rss_floor) out->max_rss = -1;
-    return ADVANCE_ENDED;
+    return held ? ADVANCE_HELD : ADVANCE_ENDED;
   }
   /* Nothing to reap though an exit was announced: a debugger has the child first
    * (ptrace(2): the tracer's wait comes before the parent's), or the kernel was
@@ -139,6 +141,34 @@ int child_advance(ap_child *child, ap_completion *out) {
     if (result == ADVANCE_NOTHING) return ADVANCE_LATER;
   }
   return exit_result(child, out);
+}
+
+int ap_hold(int64_t token) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  /* An orphan has nobody who would be told, and end the hold. */
+  int result = child && child->port ? 0 : -ESRCH;
+  if (result == 0) child->held = true;
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
+int ap_signal_group(int64_t token, int signal, int by) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (!child) goto finish;
+  result = by == AP_BY_NUMBER ? -ENOTSUP : process_signal_group(child, signal);
+  if (result == -ENOTSUP && by != AP_BY_PIDFD) {
+    result = -ESRCH;
+    if (process_has_number(child)) result = kill(-child->pid, signal) < 0 ? -errno : 0;
+  }
+  /* It has not made its group yet. */
+  if (result == -ESRCH && !child->told) result = process_signal(child, signal);
+
+finish:
+  pthread_mutex_unlock(&ap_lock);
+  return result;
 }
 
 void orphan_adopt(ap_child *child) {
@@ -221,7 +251,9 @@ int ap_abandon(int64_t token) {
     result = -ECHILD;
   } else if (child) {
     child->abandoned = true;
+    child->held = false;
     result = process_signal(child, SIGKILL);
+    if (child->told) look_later(child->port, child, SOON);
   }
   pthread_mutex_unlock(&ap_lock);
   return result;

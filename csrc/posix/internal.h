@@ -52,6 +52,8 @@ struct ap_child {
   struct ap_plan *plan; /* what the child runs on and reads until its exec */
   bool lazy;        /* its exec's result is not watched: its exit tells that, too */
   bool abandoned;   /* nobody wants its completions */
+  bool held;        /* is not to be reaped */
+  bool told;        /* has ended while it was held, and that was told of */
   int error, step;  /* CHILD_FAILING */
   int tries;        /* looks at a status that has not appeared yet */
   int looks;        /* for a child whose announced exit had no status yet */
@@ -211,6 +213,14 @@ int process_peek(ap_child *child, ap_completion *out);
 int process_taken(ap_child *child, int *status);
 /* 0 or -errno; also 0 for a child that has ended and was not told of yet. */
 int process_signal(ap_child *child, int signal);
+/* As process_reap, but the child stays a zombie; where the system does not say what it has
+ * used before it is reaped, that is left out. For one that is held. */
+int process_end(ap_child *child, ap_completion *out);
+/* Whether the number is the child's yet: no other wait has taken it. */
+bool process_has_number(const ap_child *child);
+/* The group that has the child's number, be it the child's own or gone: see
+ * ap_signal_group. -ENOTSUP: the kernel cannot. */
+int process_signal_group(ap_child *child, int signal);
 
 /* pidfd.c: system calls that C libraries do not all wrap. */
 int sys_pidfd_open(pid_t pid);
@@ -230,7 +240,8 @@ enum {
   ADVANCE_STARTED = 1, /* now CHILD_RUNNING */
   ADVANCE_FAILED = 2,  /* now CHILD_FAILING */
   ADVANCE_ENDED = 3,   /* reaped; out is filled in */
-  ADVANCE_LATER = 4    /* an exit was announced, its status is not there yet */
+  ADVANCE_LATER = 4,   /* an exit was announced, its status is not there yet */
+  ADVANCE_HELD = 5     /* it has ended, out is filled in, and is not to be reaped */
 };
 
 /* Notes the exec's result if it is known by now; true when the child is not

@@ -23,6 +23,8 @@ static int end_of(ap_child *child) {
 /* For callers other than the port. It may not have been told yet, and once the zombie is
  * gone the kernel may never tell it. */
 static int end_before_told(ap_child *child) {
+  /* It is not to be reaped; so its end is known when it is announced. */
+  if (child->held && !child->ended) return child->announced;
   bool known = child->ended;
   int result = end_of(child);
   if (result == 1 && !known && child->port) look_later(child->port, child, SOON);
@@ -49,8 +51,26 @@ int process_reap(ap_child *child, ap_completion *out) {
  * since 3.13 (os.waitid). So the child is reaped, and how it ended is kept. */
 int process_peek(ap_child *child, ap_completion *out) {
   int result = end_before_told(child);
-  if (result == 1) out->status = child->end_status;
+  if (result == 1) out->status = child->ended ? child->end_status : child->status;
   return result;
+}
+
+/* What it has used is known when it is reaped. */
+int process_end(ap_child *child, ap_completion *out) {
+  if (child->ended) return process_reap(child, out);
+  out->status = child->status;
+  return child->announced;
+}
+
+bool process_has_number(const ap_child *child) {
+  siginfo_t info;
+  if (child->ended) return false;
+  return waitid(P_PID, (id_t)child->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
+}
+
+int process_signal_group(ap_child *child, int signal) {
+  (void)child, (void)signal;
+  return -ENOTSUP;
 }
 
 /* Takes the events out of a kqueue. The children they are about get a look soon. */

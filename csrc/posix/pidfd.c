@@ -119,6 +119,24 @@ int process_taken(ap_child *child, int *status) {
   return result == -ESRCH ? 0 : result;
 }
 
+int process_end(ap_child *child, ap_completion *out) {
+  return process_peek(child, out);
+}
+
+bool process_has_number(const ap_child *child) {
+  ap_completion out;
+  if (child->pidfd < 0) return false;
+  return sys_waitid_pidfd(child->pidfd, WEXITED | WNOHANG | WNOWAIT, &out) >= 0;
+}
+
+/* PIDFD_SIGNAL_PROCESS_GROUP in include/uapi/linux/pidfd.h, Linux 6.9. It reaches the group
+ * when its leader has been reaped, and cannot reach another. EPERM may be seccomp's. */
+int process_signal_group(ap_child *child, int signal) {
+  if (child->pidfd < 0) return -ENOTSUP;
+  if (syscall(SYS_pidfd_send_signal, child->pidfd, signal, NULL, 1u << 2) == 0) return 0;
+  return errno == EINVAL || errno == ENOSYS || errno == EPERM ? -ENOTSUP : -errno;
+}
+
 int process_signal(ap_child *child, int signal) {
   return child->pidfd < 0 ? -ESRCH : sys_pidfd_signal(child->pidfd, signal);
 }

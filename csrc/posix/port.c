@@ -100,8 +100,12 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
     case ADVANCE_LATER:
       look_later(port, child, patience(child));
       return 0;
+    case ADVANCE_HELD:
+      unwatch(port, child);
+      child->told = true;
+      return !child->abandoned;
     case ADVANCE_ENDED: {
-      bool tell = !child->abandoned;
+      bool tell = !child->abandoned && !child->told;
       forget(port, child);
       child_free(child);
       return tell;
@@ -169,6 +173,23 @@ int ap_port_rejoin(ap_port *port, int64_t token) {
   return result;
 }
 
+int ap_release(int64_t token, ap_completion *out) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  int result = -ESRCH;
+  if (child) {
+    child->held = false;
+    result = 0;
+    if (child->told && child_advance(child, out) == ADVANCE_ENDED) {
+      result = 1;
+      if (child->port) forget(child->port, child);
+      child_free(child);
+    }
+  }
+  pthread_mutex_unlock(&ap_lock);
+  return result;
+}
+
 static void port_destroy(ap_port *port, bool ours) {
   if (port->prev)
     port->prev->next = port->next;
@@ -185,8 +206,13 @@ void ap_port_close(ap_port *port) {
   while (port->children) {
     ap_child *child = port->children;
     if (ours) {
+      ap_completion ignored;
       forget(port, child);
-      orphan_adopt(child);
+      child->held = false;
+      if (child->told && child_advance(child, &ignored) == ADVANCE_ENDED)
+        child_free(child);
+      else
+        orphan_adopt(child);
     } else { /* no DEL, no kill, no wait: they are the parent's */
       child_unlink(&port->children, child);
       child_free(child);

@@ -146,10 +146,38 @@ def _usage(completion: Any) -> ResourceUsage | None:
     )
 
 
+#: How a group is signalled: by a pidfd, or its number (AP_BY_*). 0: as can be. For tests.
+group_by = 0
+
+
+class _Held:
+    """A child that is not to be reaped, as long as this is there."""
+
+    __slots__ = ("_generation", "_token")
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+        self._generation = generation.number
+
+    def __del__(self) -> None:
+        self.end()
+
+    def end(self) -> bytes | None:
+        """What the child has used, where it had ended."""
+        token, self._token = self._token, 0
+        if not token or self._generation != generation.number:
+            return None
+        completion = ffi.new("ap_completion *")
+        if lib.ap_release(token, completion) != 1:
+            return None
+        usage: bytes = ffi.buffer(completion, _SIZE)[:]
+        return usage
+
+
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_generation", "_port", "_spec", "_token", "_usage", "is_starting")
+    __slots__ = ("_generation", "_held", "_port", "_spec", "_token", "_usage", "is_starting")
 
     def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
@@ -162,6 +190,7 @@ class NativeChild(BaseChild):
         self.is_starting = False
         #: An ap_completion, as bytes.
         self._usage: bytes | None = None
+        self._held: _Held | None = None
 
     @property
     def rusage(self) -> ResourceUsage | None:
@@ -174,6 +203,33 @@ class NativeChild(BaseChild):
         result = lib.ap_signal(self._token, signal)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
+
+    def hold(self) -> None:
+        if self._held is None and self.returncode is None and self._is_ours():
+            held = _Held(self._token)
+            if lib.ap_hold(self._token) == 0:
+                self._held = held
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held is None:
+            return
+        usage = held.end()
+        if usage is not None:
+            self._usage = usage
+            port, self._port = self._port, None
+            if port is not None:
+                port.retire_when_idle()
+
+    def signal_group(self, signal: int) -> None:
+        if not self._is_ours() or (self.returncode is not None and self._held is None):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        result = lib.ap_signal_group(self._token, signal, group_by)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def _is_ours(self) -> bool:
+        return self._generation == generation.number
 
     def poll(self) -> int | None:
         if self.returncode is None and self._generation == generation.number:
@@ -196,13 +252,15 @@ class NativeChild(BaseChild):
 
     def abandon(self) -> None:
         self._leave()
+        self.release()
         port = self._port
         if port is not None and self.returncode is None:
             port.abandon(self._token)
 
     def note(self, completion: Any) -> None:
         """AP_EXITED or AP_FAILED has come. Any thread; tells nobody."""
-        self._port = None
+        if self._held is None:
+            self._port = None
         if completion.kind == lib.AP_FAILED:
             assert self._spec is not None
             self.error = spawn_error(self._spec, completion.error, completion.step)
@@ -472,6 +530,9 @@ class PosixBackend(WithoutJobs):
             flags |= lib.AP_RESTORE_SIGNALS
         programs, argv = spec.programs, spec.argv
         environment = spec.environment or inherited()
+        text, count = environment.text, environment.count
+        if spec.mark:
+            text, count = spec.marked_block(text, count)
         request = ffi.new(
             "ap_request *",
             # The struct's fields in their order: one call, not one for each.
@@ -480,7 +541,7 @@ class PosixBackend(WithoutJobs):
                 flags,
                 len(programs),
                 len(argv),
-                environment.count,
+                count,
                 spec.encoded_cwd is not None,
                 [lib.AP_INHERIT if source is None else source for source in spec.stdio],
                 spec.stderr_to_stdout,
@@ -489,7 +550,7 @@ class PosixBackend(WithoutJobs):
         )
         if spec.has_more:
             self._request_more(spec, request)
-        parts = [*programs, *argv, environment.text]
+        parts = [*programs, *argv, text]
         if spec.encoded_cwd is not None:
             parts[-1] += spec.encoded_cwd + b"\0"
         size = sum(map(len, parts)) + len(parts)

@@ -144,7 +144,7 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
             preexec_fn=preexec_fn,
             close_fds=spec.close_fds,
             cwd=spec.cwd,
-            env=spec.env,
+            env=spec.marked_env(),
             restore_signals=spec.restore_signals,
             start_new_session=spec.start_new_session,
             pass_fds=spec.pass_fds,

@@ -25,6 +25,13 @@ except ImportError:  # Emscripten, WASI: nothing will be spawned
     fcntl = resource = None  # type: ignore[assignment]
 
 
+#: PIDFD_SIGNAL_PROCESS_GROUP (include/uapi/linux/pidfd.h): it reaches the group when its
+#: leader has been reaped, and cannot reach another. Linux 6.9.
+_PROCESS_GROUP = 1 << 2
+#: For tests.
+group_by_pidfd = True
+
+
 def _own_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -56,12 +63,14 @@ class PureChild(BaseChild):
 
     __slots__ = (
         "_generation",
+        "_held",
         "_lock",
         "_owed",
         "_peak",
         "_reaping",
         "_tries",
         "_watcher",
+        "_zombie",
         "pidfd",
     )
 
@@ -77,6 +86,8 @@ class PureChild(BaseChild):
         # end the transport of this very child in the midst of it.
         self._lock = threading.RLock()
         self._reaping = False
+        #: It is not to be reaped; and it has ended since.
+        self._held = self._zombie = False
         #: Signals that came in the midst of that.
         self._owed: list[int] = []
 
@@ -94,6 +105,72 @@ class PureChild(BaseChild):
                 signal.pidfd_send_signal(self.pidfd, number)
             else:
                 os.kill(self.pid, number)
+
+    def hold(self) -> None:
+        with self._lock:
+            # PyPy and macOS before 3.13 have no waitid.
+            self._held = self.returncode is None and hasattr(os, "waitid")
+
+    def release(self) -> None:
+        if self._generation != generation.number:
+            return
+        with self._lock:
+            self._held = False
+            zombie, self._zombie = self._zombie, False
+            if zombie and self._has_number():
+                self._wait()
+        if zombie:
+            self.close_pidfd()
+
+    def __del__(self) -> None:
+        if self._zombie:
+            self.release()
+
+    def signal_group(self, number: int) -> None:
+        if self._generation != generation.number:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        with self._lock:
+            if self.returncode is not None and not self._zombie:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            try:
+                if self._signal_group_by_pidfd(number):
+                    return
+                if not self._has_number():
+                    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                if self.returncode is not None:
+                    raise
+                # It does not lead a group yet.
+                self.send_signal(number)
+
+    def _signal_group_by_pidfd(self, number: int) -> bool:
+        """False where that is not to be had: Linux before 6.9, seccomp."""
+        if self.pidfd < 0 or not group_by_pidfd:
+            return False
+        try:
+            signal.pidfd_send_signal(self.pidfd, number, None, _PROCESS_GROUP)
+        except ProcessLookupError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
+                return False
+            raise
+        return True
+
+    def _has_number(self) -> bool:
+        """Whether no other wait has taken it, so that the number is nobody else's. Without
+        a pidfd, it may be that of a newer child of ours."""
+        try:
+            if self.pidfd >= 0 and hasattr(os, "P_PIDFD"):
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            else:
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        except AttributeError:
+            pass
+        return True
 
     def poll(self) -> int | None:
         watcher = self._watcher
@@ -125,6 +202,7 @@ class PureChild(BaseChild):
 
     def abandon(self) -> None:
         self._leave()
+        self.release()
         if self._generation != generation.number:
             return
         try:
@@ -146,13 +224,14 @@ class PureChild(BaseChild):
                 return False
             self._reaping = True
             try:
-                return self._wait()
+                return self._end() if self._held else self._wait()
             finally:
                 self._reaping = False
                 self._send_owed()
 
     def reap_unwatched(self) -> bool:
         """As reap, for a child that nothing watches: closes the pidfd, too."""
+        self.release()
         ended = self.reap()
         if ended:
             self.close_pidfd()
@@ -164,6 +243,19 @@ class PureChild(BaseChild):
                 self.send_signal(self._owed.pop(0))
             except OSError:
                 pass  # gone, or running setuid: nobody is there any more to be told
+
+    def _end(self) -> bool:
+        """As _wait, for a child that is held, which stays a zombie."""
+        try:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return self._lost()
+        if info is None:
+            return False
+        status = info.si_status
+        self._zombie = True
+        self.returncode = status if info.si_code == os.CLD_EXITED else -status
+        return True
 
     def _wait(self) -> bool:
         try:
@@ -208,7 +300,8 @@ class PureChild(BaseChild):
     def tell(self) -> None:
         """In the loop's thread, after the reaping."""
         self._watcher = None
-        self.close_pidfd()
+        if not self._zombie:
+            self.close_pidfd()
         super().tell()
 
     def close_pidfd(self) -> None:
