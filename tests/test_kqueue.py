@@ -70,6 +70,7 @@ def test_exits_forks_and_trees(tmp_path: Path, request: pytest.FixtureRequest) -
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     if request.config.getoption("--no-uvloop"):
         words.append("--no-uvloop")
-    files = ["tests/test_exits.py", "tests/test_fork.py"]
+    files = ["tests/test_exits.py", "tests/test_fork.py", "tests/test_groups.py"]
+    files.append("tests/test_process_trees.py")
     assert " passed" in python(*words, *files, "-k", "portable and asyncio")
     assert " passed" in python(*words, "tests/test_trees.py", "-k", "native and not uvloop")

@@ -1,0 +1,316 @@
+"""A Process that was made with its tree: what it has started is signalled and ended with it.
+
+How members are found is tested in test_trees.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from programs import WINDOWS
+
+if WINDOWS:
+    pytest.skip("Windows has jobs for that: test_windows_trees.py", allow_module_level=True)
+
+from aioproc._asyncio import process as process_module
+from aioproc._spec import mark
+from aside import PROC, Aside, settle
+from conftest import FUSE, is_alive
+from programs import TRUE, python
+
+pytestmark = pytest.mark.skipif(not PROC, reason="nobody can look without /proc")
+
+NULL = asyncio.subprocess.DEVNULL
+PIPE = asyncio.subprocess.PIPE
+
+#: In a session of its own, found by the mark alone once its parent has ended; and one that
+#: does not mind SIGTERM. Writes their pids, and goes on.
+FAMILY = """
+setsid sleep 1000 >/dev/null &
+daemon=$!
+(trap '' TERM; echo $daemon $(exec sh -c 'echo $PPID'); exec sleep 1000 >/dev/null 2>&1) &
+"""
+STAYS = ("sh", "-c", FAMILY + "exec sleep 1000 >/dev/null")
+LEAVES = ("sh", "-c", FAMILY + "exit 3")
+
+
+@pytest.fixture
+def family() -> Iterator[list[int]]:
+    """Whoever is left of a test."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def start(aioproc: Any, family: list[int], *command: str, **options: Any) -> Any:
+    """A family, once all of its members are there."""
+    options = {"stdin": NULL, "stdout": PIPE, "tree": True, **options}
+    process = await aioproc.create_subprocess_exec(*command, **options)
+    family += map(int, (await process.stdout.readline()).split())
+    assert len(family) == 2
+    assert all(map(is_alive, family))
+    return process
+
+
+@pytest.mark.asyncio
+async def test_kill_tree(aioproc: Any, family: list[int]) -> None:
+    process = await start(aioproc, family, *STAYS)
+    assert await process.kill_tree() == []
+    assert process.returncode == -signal.SIGKILL
+    assert not any(map(is_alive, family))
+    assert await process.communicate() == (b"", None)
+    assert await process.kill_tree() == []
+
+
+@pytest.mark.asyncio
+async def test_what_a_child_has_left_behind(aioproc: Any, family: list[int]) -> None:
+    process = await start(aioproc, family, *LEAVES)
+    assert await process.wait() == 3
+    assert all(map(is_alive, family))
+    assert await process.kill_tree() == []
+    assert process.returncode == 3
+    assert not any(map(is_alive, family))
+
+
+@pytest.mark.asyncio
+async def test_a_signal_for_all(aioproc: Any, family: list[int]) -> None:
+    process = await start(aioproc, family, *STAYS)
+    process.send_signal(signal.SIGTERM, tree=True)
+    assert await process.wait() == -signal.SIGTERM
+    daemon, stubborn = family
+    assert await settle(lambda: not is_alive(daemon))
+    assert is_alive(stubborn)
+    assert await process.kill_tree() == []
+    assert not is_alive(stubborn)
+
+
+@pytest.mark.asyncio
+async def test_the_end_of_a_block(
+    aioproc: Any, family: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One ignores SIGTERM, after its leader has died of it."""
+    monkeypatch.setattr(process_module, "GRACE", 0.2)
+    async with await start(aioproc, family, *STAYS) as process:
+        pass
+    assert process.returncode == -signal.SIGTERM
+    assert not any(map(is_alive, family))
+
+
+@pytest.mark.asyncio
+async def test_the_end_of_a_block_comes_with_that_of_the_last(aioproc: Any) -> None:
+    """The grace is for all of them: here the last needs a moment, and gets it."""
+    code = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+pid = os.fork()
+if pid == 0:
+    os.write(1, b"ready\\n")
+    signal.pause()
+    time.sleep(0.1)
+    os.write(1, b"done\\n")
+    os._exit(0)
+signal.pause()
+"""
+    async with await aioproc.create_subprocess_exec(
+        *python(code), stdin=NULL, stdout=PIPE, tree=True
+    ) as process:
+        assert await process.stdout.readline() == b"ready\n"
+        reader = asyncio.create_task(process.stdout.read())
+        await asyncio.sleep(0)
+    assert await reader == b"done\n"
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_block(aioproc: Any, family: list[int]) -> None:
+    process: Any = None
+    there = asyncio.Event()
+
+    async def block() -> None:
+        nonlocal process
+        async with await start(aioproc, family, *STAYS[:2], FAMILY + "exec sleep 1000") as process:
+            there.set()
+            await asyncio.sleep(1000)
+
+    process_grace, process_module.GRACE = process_module.GRACE, 0.1
+    try:
+        task = asyncio.create_task(block())
+        await asyncio.wait_for(there.wait(), FUSE)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    finally:
+        process_module.GRACE = process_grace
+    assert not any(map(is_alive, family))
+    assert process.returncode is not None
+
+
+@pytest.mark.asyncio
+async def test_our_own_group_is_nobody_elses(aioproc: Any) -> None:
+    """A child in it leads none."""
+    process = await aioproc.create_subprocess_exec(
+        "sleep", "1000", process_group=os.getpgrp(), tree=True, stdin=NULL
+    )
+    process.send_signal(signal.SIGTERM, tree=True)
+    assert await process.wait() == -signal.SIGTERM
+    process = await aioproc.create_subprocess_exec(
+        "sleep", "1000", process_group=os.getpgrp(), tree=True, stdin=NULL
+    )
+    assert await process.kill_tree() == []
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.asyncio
+async def test_who_was_reaped_by_others(aioproc: Any, family: list[int]) -> None:
+    process = await start(aioproc, family, *STAYS)
+    process.kill()
+    os.waitpid(process.pid, 0)
+    assert await process.kill_tree() == []
+    assert not any(map(is_alive, family))
+
+
+@pytest.mark.asyncio
+async def test_without_a_tree(aioproc: Any) -> None:
+    process = await aioproc.create_subprocess_exec(*TRUE)
+    with pytest.raises(RuntimeError, match="tree=True"):
+        process.send_signal(signal.SIGTERM, tree=True)
+    with pytest.raises(RuntimeError, match="tree=True"):
+        await process.kill_tree()
+    await process.wait()
+
+
+# -- sessions
+
+SHOW = (
+    "import json, os; print(json.dumps("
+    "[os.getsid(0) == os.getpid(), os.getpgrp() == os.getpid(), os.environ.get('AIOPROC_TREE')]))"
+)
+
+
+async def shown(aioproc: Any, **options: Any) -> Any:
+    process = await aioproc.create_subprocess_exec(*python(SHOW), stdout=PIPE, **options)
+    return json.loads((await process.communicate())[0])
+
+
+@pytest.mark.asyncio
+async def test_who_gets_a_session(aioproc: Any) -> None:
+    assert (await shown(aioproc, tree=True, stdin=NULL))[0] is True
+    assert (await shown(aioproc, tree=True, stdin=PIPE))[0] is True
+    assert (await shown(aioproc, tree=True))[0] is False  # it may read our terminal
+    assert (await shown(aioproc, tree=True, start_new_session=True))[0] is True
+    assert (await shown(aioproc, tree=True, stdin=NULL, start_new_session=False))[0] is False
+    assert (await shown(aioproc, tree=True, stdin=NULL, process_group=0))[:2] == [False, True]
+    assert (await shown(aioproc, stdin=NULL))[0] is False
+
+
+# -- the mark
+
+
+@pytest.mark.asyncio
+async def test_the_mark_is_in_the_environment_alone(
+    aioproc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOPROC_TREE", raising=False)
+    _, _, first = await shown(aioproc, tree=True)
+    assert len(first) == 16
+    int(first, 16)
+    assert (await shown(aioproc, tree=True))[2] != first
+    assert (await shown(aioproc))[2] is None
+    assert "AIOPROC_TREE" not in os.environ
+    env = {"PATH": os.environ["PATH"], "A": "1"}
+    given = dict(env)
+    assert len((await shown(aioproc, tree=True, env=env))[2]) == 16
+    assert env == given
+    # One that is there already is nested: in what is inherited, and in what is given.
+    monkeypatch.setenv("AIOPROC_TREE", "outer")
+    assert (await shown(aioproc, tree=True))[2].startswith("outer:")
+    assert (await shown(aioproc))[2] == "outer"
+    nested = await shown(aioproc, tree=True, env={**env, "AIOPROC_TREE": "given"})
+    assert nested[2].startswith("given:")
+    # An empty one has taken its process out of all trees, and begins anew.
+    monkeypatch.setenv("AIOPROC_TREE", "")
+    assert len((await shown(aioproc, tree=True))[2]) == 16
+    monkeypatch.setenv("AIOPROC_TREE", ":".join("abcdefgh"))
+    marks = (await shown(aioproc, tree=True))[2].split(":")
+    assert marks[:-1] == list("bcdefgh")
+
+
+@pytest.mark.asyncio
+async def test_audit_hooks_see_what_was_given(aside: Aside) -> None:
+    if aside.subject in ("pure", "thread"):
+        pytest.skip("Popen's own event has what Popen is given")
+    aside.run("""
+seen = []
+sys.addaudithook(lambda event, args: seen.append(args) if event == "subprocess.Popen" else None)
+
+async def main():
+    process = await aioproc.create_subprocess_exec("true", env={"A": "1"}, tree=True)
+    await process.wait()
+    assert seen[-1][3] == {"A": "1"}, seen
+
+run(main())
+""")
+
+
+def test_a_block_with_the_mark() -> None:
+    assert mark.in_block(b"", 0, "m") == (b"AIOPROC_TREE=m\0", 1)
+    assert mark.in_block(b"A=1\0", 1, "m") == (b"A=1\0AIOPROC_TREE=m\0", 2)
+    assert mark.in_block(b"AIOPROC_TREE=\0A=1\0", 2, "m") == (b"AIOPROC_TREE=m\0A=1\0", 2)
+    block = b"A=1\0AIOPROC_TREE=a:b\0B=2\0"
+    assert mark.in_block(block, 3, "m") == (b"A=1\0AIOPROC_TREE=a:b:m\0B=2\0", 3)
+    # Another variable, whose name ends like it.
+    block = b"XAIOPROC_TREE=a\0"
+    assert mark.in_block(block, 1, "m") == (block + b"AIOPROC_TREE=m\0", 2)
+    assert mark.in_mapping({b"AIOPROC_TREE": b"a"}, "m") == {"AIOPROC_TREE": "a:m"}
+    assert mark.in_mapping({"AIOPROC_TREE": "a", "B": "2"}, "m") == {
+        "AIOPROC_TREE": "a:m",
+        "B": "2",
+    }
+
+
+INNER = """
+import asyncio, os, sys
+import aioproc
+
+async def main():
+    process = await aioproc.create_subprocess_exec(
+        "sh", "-c", "setsid sleep 1000 & exec sleep 1000", stdin=aioproc.DEVNULL,
+        stdout=aioproc.DEVNULL, tree=True)
+    print(process.pid, flush=True)
+    sys.stdin.readline()
+    assert await process.kill_tree() == []
+    print("ended", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.asyncio
+async def test_a_tree_inside_a_tree(aioproc: Any) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    options: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "tree": True, "env": environment}
+    # The inner one ends: the outer one lives on.
+    outer = await aioproc.create_subprocess_exec(sys.executable, "-c", INNER, **options)
+    inner = int(await outer.stdout.readline())
+    outer.stdin.write(b"\n")
+    assert await outer.stdout.readline() == b"ended\n"
+    assert not is_alive(inner)
+    assert outer.returncode is None
+    assert await outer.kill_tree() == []
+    # The outer one ends, and takes the inner one along.
+    outer = await aioproc.create_subprocess_exec(sys.executable, "-c", INNER, **options)
+    inner = int(await outer.stdout.readline())
+    assert await outer.kill_tree() == []
+    assert not is_alive(inner)
