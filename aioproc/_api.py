@@ -13,6 +13,7 @@ from ._asyncio.pipes import logger
 from ._asyncio.process import Process, StreamProtocol
 from ._asyncio.transport import SubprocessTransport
 from ._backends.base import Child
+from ._backends.watcher import crowded
 from ._notes import add_note
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
 
@@ -170,9 +171,10 @@ async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
     for pause in (*TEXT_BUSY_PAUSES, None):
         try:
             backend = _backends.current()
-            turn = backend.turn(loop)
-            if turn is not None:
-                await turn
+            if crowded:
+                turn = backend.turn(loop)
+                if turn is not None:
+                    await turn
             child = backend.spawn(spec, loop)
             try:
                 if child.started is not None:

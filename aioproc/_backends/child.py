@@ -86,7 +86,7 @@ class BaseChild:
                 self.started = None
             else:
                 started.set_exception(self.error)
-        if self.has_ended():
+        if self.returncode is not None or self.error is not None:
             self.on_slow = self._slow_watcher = None
             on_exit = self.on_exit
             if on_exit is not None:

@@ -51,6 +51,11 @@ T = TypeVar("T")
 _shut_down: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
+#: Watchers, by id(), whose loop has spent its budget in this round: mostly none, which is all
+#: that a spawn has to know.
+crowded: set[int] = set()
+
+
 def shut_down(loop: asyncio.AbstractEventLoop) -> None:
     """The loop has shut its asynchronous generators down."""
     _shut_down.add(loop)
@@ -84,7 +89,8 @@ class Watcher(Generic[C]):
         #: What has to be told of an exit, by the backend's own key.
         self.children: dict[int, C] = {}
         self.is_open = True
-        self._used = False
+        #: Since the last look of its timer.
+        self.used = False
         #: Emptied by whoever closes it first, in whatever thread.
         self._to_close = [True]
         self._timer: asyncio.TimerHandle | None = None
@@ -137,6 +143,7 @@ class Watcher(Generic[C]):
         if self._slow_timer is not None:
             self._slow_timer.cancel()
             self._slow_timer = None
+        crowded.discard(id(self))
         self._slow.clear()
         loop = self._loop()
         self._release(None if loop is None or loop.is_closed() else loop)
@@ -236,9 +243,11 @@ class Watcher(Generic[C]):
         assert loop is not None
         by_loop(loop.call_soon, self._next_round)
         self._next_round_due = True
+        crowded.add(id(self))
 
     def _next_round(self) -> None:
         self._next_round_due = False
+        crowded.discard(id(self))
         each = self._spent / self._spenders if self._spenders else BUDGET
         self._spent, self._spenders = 0.0, 0
         left = BUDGET
@@ -292,12 +301,12 @@ class Watcher(Generic[C]):
     # -- idleness
 
     def touch(self) -> None:
-        self._used = True
+        self.used = True
 
     def retire_when_idle(self) -> None:
         loop = self._loop()
         if self._timer is None and self.is_open and loop is not None and not loop.is_closed():
-            self._used = False
+            self.used = False
             self._timer = by_loop(loop.call_later, LINGER, self._retire)
 
     def _retire(self) -> None:
@@ -305,7 +314,7 @@ class Watcher(Generic[C]):
         if not self.is_open:
             return
         idle = self.is_idle()
-        if idle and not self._used:
+        if idle and not self.used:
             self.close()
         elif idle or self.held_by_timer:
             self.retire_when_idle()

@@ -13,6 +13,7 @@ import errno
 import os
 import sys
 import weakref
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ... import _native
@@ -437,9 +438,9 @@ class PosixBackend(WithoutJobs):
     ) -> NativeChild:
         if spec.given:
             spec.check_open()
-        began = loop.time()
+        began = perf_counter()
         port = _ports.of(loop)
-        port.touch()
+        port.used = True
         stdio = Stdio(port)
         child = None
         try:
@@ -448,7 +449,7 @@ class PosixBackend(WithoutJobs):
             else:
                 child = self._spawn_by_popen(spec, loop, port, stdio)
             stdio.finish()
-            port.spend(loop.time() - began)
+            port.spend(perf_counter() - began)
             return child
         except BaseException:
             stdio.undo(child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import sys
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..base import WithoutJobs
@@ -41,7 +42,7 @@ class PureBackend(WithoutJobs):
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
         orphans.reap()
         spec.check_open()
-        began = loop.time()
+        began = perf_counter()
         watcher = watchers.of(loop)
         stdio = Stdio(watcher)
         pid, child = 0, None
@@ -51,7 +52,7 @@ class PureBackend(WithoutJobs):
             child = PureChild(pid, stdio)
             watcher.add(child)
             stdio.finish()
-            watcher.spend(loop.time() - began)
+            watcher.spend(perf_counter() - began)
             return child
         except BaseException:
             # EMFILE, say, or Ctrl-C. It must not live on unseen.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import sys
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..base import Attempt
@@ -82,7 +83,7 @@ class WindowsBackend:
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
     ) -> NativeChild:
         spec.check_open()
-        began = loop.time()
+        began = perf_counter()
         port = _ports.of(loop)
         stdio = Stdio(port)
         child = None
@@ -92,7 +93,7 @@ class WindowsBackend:
             if lazy:
                 child.started = None
             stdio.finish()
-            port.spend(loop.time() - began)
+            port.spend(perf_counter() - began)
             return child
         except BaseException:
             stdio.undo(child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import _winapi
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..base import WithoutJobs
@@ -44,7 +45,7 @@ class PureBackend(WithoutJobs):
             raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
         orphans.reap()
         spec.check_open()
-        began = loop.time()
+        began = perf_counter()
         port = _ports.of(loop)
         stdio = Stdio(port)
         handle, child = 0, None
@@ -54,7 +55,7 @@ class PureBackend(WithoutJobs):
             child = WindowsChild(pid, handle, stdio)
             port.watch_exit(child)
             stdio.finish()
-            port.spend(loop.time() - began)
+            port.spend(perf_counter() - began)
             return child
         except BaseException:
             # It must not live on unseen.
