@@ -146,10 +146,11 @@ def test_native_is_imported_by_its_backends_only() -> None:
 LAYERS = {
     "_notes": set(),
     "_habits": set(),
+    "_sink": {"_backends"},
     "_backends": {"_native"},
     "_spec": {"_backends", "_notes"},
     "_trees": {"_backends"},
-    "_asyncio": {"_backends", "_habits", "_notes", "_spec", "_trees"},
+    "_asyncio": {"_backends", "_habits", "_notes", "_sink", "_spec", "_trees"},
     "_job": {"_asyncio", "_backends", "_spec"},
     "_api": {"_asyncio", "_backends", "_notes", "_spec"},
     "_install": {"_api", "_asyncio"},
@@ -171,7 +172,7 @@ def test_layers(file: Path) -> None:
 
 def test_what_stands_on_a_child() -> None:
     """The way up from a child to the user's Process, without a way back."""
-    way = ["extra", "sink", "pipes", "transport", "buffer", "streams", "writer", "process"]
+    way = ["extra", "pipes", "transport", "buffer", "streams", "writer", "process"]
     for i, name in enumerate(way):
         imported = own_imports(PACKAGE / "_asyncio" / f"{name}.py")
         above = {f"_asyncio/{other}" for other in way[i:]}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _habits as habits
 from .._backends.base import ReadEnd, WriteEnd
+from .._sink import BULKY, CHUNK, LAST_SIZE, READ_SIZE, Sink
 from .extra import PipeFile
-from .sink import BULKY, CHUNK, LAST_SIZE, READ_SIZE, Sink
 
 if TYPE_CHECKING:
     from .transport import SubprocessTransport

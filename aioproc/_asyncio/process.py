@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._backends.base import ResourceUsage
 from .._notes import add_note
+from .._sink import Sink
 from .._trees import ChildTree
 from .pipes import WritePipeTransport, logger
-from .sink import Sink
 from .streams import StreamReader
 from .transport import SubprocessTransport, check_loop
 from .writer import Flow, StreamWriter

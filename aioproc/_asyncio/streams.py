@@ -13,9 +13,9 @@ import collections
 from collections.abc import Iterable
 from typing import Any
 
+from .._sink import Sink
 from .buffer import ReadBuffer, Search
 from .pipes import NOTHING, ReadPipeTransport
-from .sink import Sink
 from .transport import check_loop
 
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any
 
-from .._backends.base import ReadEnd
+from ._backends.base import ReadEnd
 
 #: Most bytes read or written per pipe and wake-up: going on "until it blocks" stalls
 #: the loop for as long as the other side keeps up.
