@@ -4,57 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import _backends
 from ._asyncio.pipes import logger
 from ._asyncio.process import Process, StreamProtocol
 from ._asyncio.transport import SubprocessTransport
-from ._backends.base import Child
+from ._backends.base import TEXT_BUSY_PAUSES, Child
 from ._backends.watcher import crowded
 from ._notes import add_note
+from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)
 
 PIPE = asyncio.subprocess.PIPE
-
-#: A program that was written a moment ago cannot be executed while any process holds it
-#: open for writing, be it a child of another thread on its way to its exec (ETXTBSY;
-#: golang/go#22315). Seconds to wait between attempts, 100 ms in all.
-TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
-
-
-#: What all functions take, each with the parameters of its own.
-KEYWORDS = frozenset(SpawnSpec.build.__func__.__kwdefaults__)  # type: ignore[attr-defined]
-
-#: What to do in place of keywords of subprocess.run() and of former versions of asyncio.
-INSTEAD = {
-    "capture_output": "use stdout=PIPE, stderr=PIPE and communicate()",
-    "check": "look at the process's returncode after wait() or communicate()",
-    "input": "use stdin=PIPE and communicate(input)",
-    "limit": "this function makes no streams that could have one",
-    "loop": "the process belongs to the loop that runs",
-    "timeout": "use asyncio.wait_for(process.communicate(), timeout), or with wait()",
-}
-
-
-def _refuse_unknown(function: str, names: Iterable[str]) -> None:
-    for name in names:
-        if name in KEYWORDS:
-            continue
-        error = TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-        if name in INSTEAD:
-            add_note(error, INSTEAD[name])
-        else:
-            import difflib
-
-            known = [*KEYWORDS, "stdin", "stdout", "stderr", "limit"]
-            for similar in difflib.get_close_matches(name, known, n=1):
-                add_note(error, f"did you mean {similar!r}?")
-        raise error from None
 
 
 def _value_error(text: str, advice: str) -> ValueError:
@@ -90,35 +55,6 @@ def _refuse_text(
         raise _value_error("errors must be None", decode)
 
 
-def _explain_arguments(error: TypeError, arguments: tuple[Any, ...]) -> None:
-    """Says which of them was meant, and what it should have been."""
-    for i, argument in enumerate(arguments):
-        if isinstance(argument, (str, bytes, os.PathLike)):
-            continue
-        what = f"argument {i}" if i else "the program"
-        if isinstance(argument, (list, tuple)):
-            advice = "give its items one by one: create_subprocess_exec(*command)"
-        else:
-            advice = "all of them are str, bytes or path-like objects"
-        add_note(error, f"{what} is {argument!r:.100}; {advice}")
-        return
-
-
-def _explain_missing(error: FileNotFoundError, spec: SpawnSpec) -> None:
-    """For a whole command line in the place of a program."""
-    program = os.fsdecode(spec.user_args[0])
-    # Windows' errors name no file.
-    named = spec.executable in (None, spec.user_args[0])
-    named = named and error.filename in (None, spec.user_args[0])
-    if named and len(program.split()) > 1:
-        add_note(
-            error,
-            f"{program!r:.100} was taken for the name of a program, with the spaces in it: give "
-            "its arguments one by one (shlex.split() makes them of a line), or use "
-            "create_subprocess_shell()",
-        )
-
-
 def _exec_spec(
     function: str,
     program: StrOrBytesPath,
@@ -138,8 +74,8 @@ def _exec_spec(
     try:
         return SpawnSpec.build((program, *args), **kwds)
     except TypeError as error:
-        _refuse_unknown(function, kwds)
-        _explain_arguments(error, (program, *args))
+        refuse_unknown(function, kwds)
+        explain_arguments(error, (program, *args))
         raise
 
 
@@ -163,7 +99,7 @@ def _shell_spec(
     try:
         return SpawnSpec.build(cmd, shell=True, **kwds)
     except TypeError:
-        _refuse_unknown(function, kwds)
+        refuse_unknown(function, kwds)
         raise
 
 
@@ -296,7 +232,7 @@ async def create_subprocess_exec(
     try:
         return await _open_process(spec, limit)
     except FileNotFoundError as error:
-        _explain_missing(error, spec)
+        explain_missing(error, spec)
         raise
 
 
@@ -341,7 +277,7 @@ async def subprocess_exec(
     try:
         return await _open(spec, protocol, asyncio.get_running_loop()), protocol
     except FileNotFoundError as error:
-        _explain_missing(error, spec)
+        explain_missing(error, spec)
         raise
 
 

@@ -25,6 +25,12 @@ logger = logging.getLogger("aioproc")
 NOT_NOW = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+#: A program that was written a moment ago cannot be executed while any process holds it
+#: open for writing, be it a child of another thread on its way to its exec (ETXTBSY;
+#: golang/go#22315). Seconds to wait between attempts, 100 ms in all.
+TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
+
+
 class _UnknownExit(int):
     """The type of UNKNOWN_EXIT."""
 

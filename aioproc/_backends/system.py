@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -18,3 +20,26 @@ def has_console() -> bool:
     """Whether this process has a console, be it one without a window. (Windows)"""
     # It fails without one. GetConsoleWindow says nothing of a console without a window.
     return bool(_kernel32.GetConsoleCP())
+
+
+def from_here(program: Any) -> str | bytes | None:
+    """A program as seen from another directory; None if its name says the same there."""
+    # Windows looks from our directory, wherever the child is to be.
+    path: str | bytes = os.fspath(program)
+    if WINDOWS or not os.path.dirname(path) or os.path.isabs(path):
+        return None
+    return os.path.abspath(path)
+
+
+def check_stop_signal(number: int) -> None:
+    """ValueError for one that nobody can be given, to end by it."""
+    if not WINDOWS:
+        if number not in signal.valid_signals():
+            raise ValueError(f"there is no signal {number}")
+        return
+    events = [getattr(signal, name) for name in ("CTRL_C_EVENT", "CTRL_BREAK_EVENT")]
+    if number not in (signal.SIGTERM, *events):
+        raise ValueError(
+            f"Windows has no signal {number}: a step of stop can be SIGTERM, CTRL_BREAK_EVENT "
+            "or CTRL_C_EVENT there"
+        )
