@@ -92,9 +92,10 @@ class SpawnSpec:
     executable: Any
     cwd: Any = None
     env: Mapping[Any, Any] | None = None
+    #: What may be executed, the first that is found; on Windows the one name there is.
+    programs: list[bytes]
     #: POSIX: the same as the kernel takes them.
     argv: list[bytes]
-    programs: list[bytes]
     encoded_cwd: bytes | None = None
     #: None: ours, as it is when the child is made.
     environment: Environment | None = None

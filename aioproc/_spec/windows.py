@@ -88,6 +88,7 @@ def judge_strings(
     command_line.check_length(line)
     spec.command_line = line
     spec.executable = program
+    spec.programs = [os.fsencode(spec.args[0] if program is None else program)]
     spec.env = None if env is None else windows_environment(env)
 
 
