@@ -12,6 +12,7 @@ from typing import Any
 from . import _backends
 from ._asyncio.process import to_the_end
 from ._backends.system import WINDOWS
+from ._trees.waiting import Waiters, until, wake
 
 if WINDOWS:
     from ._spec.windows import own_startupinfo
@@ -19,20 +20,6 @@ if WINDOWS:
 #: Seconds after which wait() looks for itself. Windows does not promise to deliver what
 #: it tells of a job ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure").
 LOOK_AGAIN = 1.0
-
-
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _wake(waiters: set[asyncio.Future[None]]) -> None:
-    """From any thread."""
-    for waiter in list(waiters):
-        try:
-            waiter.get_loop().call_soon_threadsafe(_set, waiter)
-        except RuntimeError:
-            pass  # its loop has been closed
 
 
 class Job:
@@ -68,11 +55,11 @@ class Job:
     _job: Any = None
 
     def __init__(self, *, kill_on_close: bool = True) -> None:
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: Waiters = set()
         loop = asyncio.get_running_loop()
         self._job = _backends.current().open_job(loop, kill_on_close=bool(kill_on_close))
         # Without a way back to this object: it shall go when nobody holds it.
-        self._job.on_empty = functools.partial(_wake, self._waiters)
+        self._job.on_empty = functools.partial(wake, self._waiters)
 
     def __repr__(self) -> str:
         try:
@@ -149,26 +136,19 @@ class Job:
         await self._until_empty(None)
 
     async def _until_empty(self, each_time: Callable[[], None] | None) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            waiter: asyncio.Future[None] = loop.create_future()
-            self._waiters.add(waiter)
-            timer = loop.call_later(LOOK_AGAIN, _set, waiter)
-            try:
-                if not self.active:
-                    return
-                if each_time is not None:
-                    each_time()
-                await waiter
-            finally:
-                timer.cancel()
-                self._waiters.discard(waiter)
+        await until(
+            lambda: not self.active,
+            self._waiters,
+            pause=LOOK_AGAIN,
+            longest_pause=LOOK_AGAIN,
+            each_time=each_time,
+        )
 
     def close(self) -> None:
         """Closes the handle; with kill_on_close the processes end, with exit code 1. Whoever
         waits gets a ValueError. Harmless when closed already."""
         self._job.close()
-        _wake(self._waiters)
+        wake(self._waiters)
 
     # -- the context managers
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._backends.base import ResourceUsage
 from .._notes import add_note
 from .._sink import Sink
-from .._trees import ChildTree
+from .._trees import ProcessTree
 from .pipes import WritePipeTransport, logger
 from .streams import StreamReader
 from .transport import SubprocessTransport, check_loop
@@ -359,7 +359,7 @@ class Process(asyncio.subprocess.Process):
         else:
             self._transport.send_signal(signal)
 
-    def _tree(self) -> ChildTree:
+    def _tree(self) -> ProcessTree:
         tree = self._transport.tree
         if tree is None:
             raise RuntimeError("this process was made without its tree: create it with tree=True")
@@ -516,7 +516,7 @@ class Process(asyncio.subprocess.Process):
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
 
-    async def _end_tree(self, tree: ChildTree) -> None:
+    async def _end_tree(self, tree: ProcessTree) -> None:
         try:
             await tree.signal(signal.SIGTERM)
             if not await tree.gone(GRACE):

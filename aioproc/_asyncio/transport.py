@@ -16,7 +16,7 @@ from typing import Any
 
 from .._backends.base import Child, ResourceUsage, generation
 from .._spec.spec import SpawnSpec
-from .._trees import ChildTree
+from .._trees import ProcessTree, tree_of
 from .extra import KILL, Popen
 from .pipes import ReadPipeTransport, WritePipeTransport, logger
 
@@ -75,11 +75,13 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         # Not the whole spec, which holds everything twice.
         self.user_args = spec.user_args
         #: What is ended with the child, if its spec asked for that.
-        self.tree: ChildTree | None = None
+        self.tree: ProcessTree | None = None
         if spec.tree:
-            group = spec.start_new_session or spec.process_group == 0
-            self.tree = ChildTree(
-                child, session=spec.start_new_session, leads_group=group, mark=spec.mark
+            self.tree = tree_of(
+                child,
+                session=spec.start_new_session,
+                leads_group=spec.leads_group,
+                mark=spec.mark,
             )
         self._generation = generation.number
         self._returncode: int | None = None

@@ -138,6 +138,9 @@ class Child(Protocol):
     on_exit: Callable[[], None] | None
     #: See look_later().
     on_slow: Callable[[], None] | None
+    #: What a child with SpawnSpec.tree is in, with all that it starts; once it has been
+    #: empty it may be closed. None where there are no jobs, or this child could enter none.
+    job: Job | None
     stdin: WriteEnd | None
     stdout: ReadEnd | None
     stderr: ReadEnd | None
@@ -199,6 +202,9 @@ class Job(Protocol):
     def handle(self) -> int: ...
     def active(self) -> int:
         """How many processes it has."""
+
+    def pids(self) -> list[int]:
+        """Of its processes, the first few hundred."""
 
     def terminate(self, exit_code: int, /) -> None:
         """Ends all of them."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from .base import ReadEnd, ResourceUsage, WriteEnd
+from .base import Job, ReadEnd, ResourceUsage, WriteEnd
 from .stdio import BaseStdio
 from .watcher import Watcher
 
@@ -29,6 +29,8 @@ class BaseChild:
         "stdin",
         "stdout",
     )
+
+    job: Job | None = None
 
     def __init__(self, pid: int, stdio: BaseStdio[Any, Any]) -> None:
         self.pid = pid

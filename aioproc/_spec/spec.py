@@ -92,9 +92,10 @@ class SpawnSpec:
     executable: Any
     cwd: Any = None
     env: Mapping[Any, Any] | None = None
+    #: What may be executed, the first that is found; on Windows the one name there is.
+    programs: list[bytes]
     #: POSIX: the same as the kernel takes them.
     argv: list[bytes]
-    programs: list[bytes]
     encoded_cwd: bytes | None = None
     #: None: ours, as it is when the child is made.
     environment: Environment | None = None
@@ -121,6 +122,8 @@ class SpawnSpec:
     pipesize: int = -1
     #: Whether what the child starts is to be ended with it.
     tree: bool = False
+    #: With `tree`: whether the child leads a process group; on Windows, one on our console.
+    leads_group: bool = False
     #: POSIX: what it will be known by; "" without `tree`.
     mark: str = ""
     #: POSIX: whether there is more to it than what to run, where, and its streams.
@@ -177,6 +180,10 @@ class SpawnSpec:
             windows.refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
             windows.judge_strings(self, args, shell, executable, cwd, env)
             windows.judge_startup(self, startupinfo, creationflags, close_fds, shell)
+            if tree:
+                if start_new_session is None:
+                    start_new_session = stdin is not None
+                windows.judge_group(self, bool(start_new_session))
             return self
 
         if startupinfo is not None:
@@ -188,6 +195,7 @@ class SpawnSpec:
             if start_new_session is None:
                 # One that reads our terminal would lose it.
                 start_new_session = process_group is None and stdin is not None
+            self.leads_group = bool(start_new_session) or process_group == 0
         self.has_more = (
             pipesize > 0
             or bool(pass_fds)

@@ -34,6 +34,9 @@ def windows_environment(variables: Mapping[Any, Any]) -> dict[str, str]:
 #: As a module of any content: type checkers know it by the platform they run for.
 _subprocess: Any = subprocess
 
+#: Of CreateProcess: CREATE_NEW_CONSOLE, DETACHED_PROCESS, CREATE_NO_WINDOW.
+OWN_CONSOLE = 0x10 | 0x8 | 0x8000000
+
 
 def own_startupinfo(name: str, given: Any) -> Any:
     """A copy of it, to be changed; a new one for None. (Windows)"""
@@ -88,6 +91,7 @@ def judge_strings(
     command_line.check_length(line)
     spec.command_line = line
     spec.executable = program
+    spec.programs = [os.fsencode(spec.args[0] if program is None else program)]
     spec.env = None if env is None else windows_environment(env)
 
 
@@ -117,18 +121,23 @@ def judge_startup(
         # Objects of ours are numbers too.
         jobs = list(map(int, attributes["job_list"]))
         startupinfo.lpAttributeList = {**startupinfo.lpAttributeList, "job_list": jobs}
-    own_console = (
-        _subprocess.CREATE_NEW_CONSOLE
-        | _subprocess.DETACHED_PROCESS
-        | _subprocess.CREATE_NO_WINDOW
-    )
     # A program for the console gets one when we have none, with a window that pops
     # up, from a service or a GUI program.
-    if not creationflags & own_console and not has_console():
+    if not creationflags & OWN_CONSOLE and not has_console():
         creationflags |= _subprocess.CREATE_NO_WINDOW
     spec.startupinfo = startupinfo
     spec.creationflags = creationflags
     spec.close_fds = bool(close_fds)
+
+
+def judge_group(spec: SpawnSpec, wanted: bool) -> None:
+    """What on Windows comes nearest to a session of POSIX: a process group, which console
+    events can be sent to, and which the console's own Ctrl-C does not reach."""
+    # From another console events do not come, and there Windows ignores the flag.
+    if not spec.creationflags & OWN_CONSOLE:
+        if wanted:
+            spec.creationflags |= _subprocess.CREATE_NEW_PROCESS_GROUP
+        spec.leads_group = bool(spec.creationflags & _subprocess.CREATE_NEW_PROCESS_GROUP)
 
 
 def check_handle(handle: int) -> None:

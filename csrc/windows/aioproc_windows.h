@@ -39,7 +39,8 @@ enum {
   AP_CLOSE_FDS = 1,   /* inherit nothing but the handles that are named */
   AP_STD_HANDLES = 2, /* duplicates of std[] are the child's; else std[] goes into
                        * STARTUPINFO as it is */
-  AP_STDERR_TO_STDOUT = 4 /* with AP_STD_HANDLES: std[2] counts for nothing */
+  AP_STDERR_TO_STDOUT = 4, /* with AP_STD_HANDLES: std[2] counts for nothing */
+  AP_LAST_JOB_IF_POSSIBLE = 8 /* without the last of the jobs, if Windows cannot nest it */
 };
 
 /* ap_pipe_open: what we do with our end. */
@@ -80,7 +81,8 @@ typedef struct {
   int64_t token;      /* of a pipe: the key that it was opened with; of a
                        * job: its id */
   int32_t kind;       /* AP_STARTED and so on */
-  int32_t result;     /* AP_FAILED: -error. AP_READ: as ap_pipe_read returns it */
+  int32_t result;     /* AP_STARTED: how many jobs it was not put into. AP_FAILED: -error.
+                       * AP_READ: as ap_pipe_read returns it */
   uint32_t pid;       /* AP_STARTED */
   uint32_t exit_code; /* AP_EXITED */
   int64_t has_usage;
@@ -191,6 +193,9 @@ int64_t ap_job_active(int64_t id);
 
 /* TerminateJobObject: ends all its processes. */
 int ap_job_terminate(int64_t id, uint32_t exit_code);
+
+/* The ids of its processes, at most n of them; returns how many these are. */
+int ap_job_pids(int64_t id, uint32_t *pids, int n);
 
 /* Closes the handle; with AP_KILL_ON_CLOSE the processes end with exit code 1. */
 int ap_job_close(int64_t id);

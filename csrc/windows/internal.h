@@ -46,6 +46,7 @@ struct ap_plan {
   DWORD handle_count;
   HANDLE *jobs; /* duplicates */
   DWORD job_count;
+  DWORD jobs_left_out; /* of the last ones */
   wchar_t *program, *command, *cwd, *environment;
 };
 
@@ -61,6 +62,7 @@ struct ap_child {
   HANDLE wait;          /* registered, see port.c */
   HANDLE iocp;          /* where its callback posts to */
   DWORD pid;
+  DWORD jobs_left_out;
   DWORD error;     /* CHILD_FAILED */
   bool abandoned;  /* nobody wants its completions; dead, or about to be */
   bool started;    /* AP_STARTED has been told */

@@ -148,6 +148,32 @@ int ap_job_terminate(int64_t id, uint32_t exit_code) {
   return result;
 }
 
+int ap_job_pids(int64_t id, uint32_t *pids, int n) {
+  int result;
+  JOBOBJECT_BASIC_PROCESS_ID_LIST *list = NULL;
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  DWORD size = (DWORD)(sizeof *list + (size_t)n * sizeof list->ProcessIdList[0]);
+  list = calloc(1, size);
+  if (!list) {
+    result = -ERROR_NOT_ENOUGH_MEMORY;
+    goto finish;
+  }
+  if (!QueryInformationJobObject(job->handle, JobObjectBasicProcessIdList, list, size,
+                                 NULL) &&
+      GetLastError() != ERROR_MORE_DATA) {
+    result = failure();
+    goto finish;
+  }
+  for (result = 0; result < n && result < (int)list->NumberOfProcessIdsInList; result++)
+    pids[result] = (uint32_t)list->ProcessIdList[result];
+
+finish:
+  free(list);
+  release(job);
+  return result;
+}
+
 /* With the lock held. */
 static void detach(ap_job *job) {
   ap_port *port = job->port;

@@ -225,6 +225,7 @@ static int next_of_child(ap_port *port, ap_child *child, ap_completion *out) {
     child->started = true;
     out->kind = AP_STARTED;
     out->pid = child->pid;
+    out->result = (int32_t)child->jobs_left_out;
     /* It may have ended by now. */
     if (!child->process) tell_child(port, child);
     return 1;

@@ -28,12 +28,42 @@ static int attribute(LPPROC_THREAD_ATTRIBUTE_LIST list, DWORD_PTR name, HANDLE *
              : failure();
 }
 
+/* Frees a list of attributes. Returns NULL. */
+static LPPROC_THREAD_ATTRIBUTE_LIST free_attributes(LPPROC_THREAD_ATTRIBUTE_LIST list) {
+  if (list) DeleteProcThreadAttributeList(list);
+  free(list);
+  return NULL;
+}
+
+/* What the child inherits, and the first of its jobs. */
+static int make_attributes(const ap_plan *plan, DWORD job_count,
+                           LPPROC_THREAD_ATTRIBUTE_LIST *result) {
+  SIZE_T size = 0;
+  InitializeProcThreadAttributeList(NULL, 2, 0, &size);
+  LPPROC_THREAD_ATTRIBUTE_LIST list = malloc(size);
+  if (!list) return -ERROR_NOT_ENOUGH_MEMORY;
+  if (!InitializeProcThreadAttributeList(list, 2, 0, &size)) {
+    int error = failure();
+    free(list);
+    return error;
+  }
+  int error = attribute(list, PROC_THREAD_ATTRIBUTE_HANDLE_LIST, plan->handles,
+                        plan->handle_count);
+  if (!error)
+    error = attribute(list, PROC_THREAD_ATTRIBUTE_JOB_LIST, plan->jobs, job_count);
+  *result = error ? free_attributes(list) : list;
+  return error;
+}
+
+/* What Windows says of a job that it cannot nest ("Nested Jobs"); and of other things. */
+static bool may_be_the_job(int error) {
+  return error == -ERROR_ACCESS_DENIED || error == -ERROR_NOT_SUPPORTED;
+}
+
 static int create(ap_plan *plan, PROCESS_INFORMATION *created) {
   STARTUPINFOEXW startup;
-  SIZE_T size = 0;
   int error = 0;
   bool only_listed = plan->handle_count > 0;
-  bool initialized = false, exclusive = false;
   memset(&startup, 0, sizeof startup);
   startup.StartupInfo.cb = sizeof startup;
   startup.StartupInfo.dwFlags = plan->startup_flags;
@@ -48,22 +78,7 @@ static int create(ap_plan *plan, PROCESS_INFORMATION *created) {
   startup.StartupInfo.hStdOutput = plan->std[1];
   startup.StartupInfo.hStdError = plan->std[2];
   bool inherits = only_listed || !(plan->flags & AP_CLOSE_FDS);
-  exclusive = inherits && !only_listed;
-
-  InitializeProcThreadAttributeList(NULL, 2, 0, &size);
-  startup.lpAttributeList = malloc(size);
-  if (!startup.lpAttributeList) return -ERROR_NOT_ENOUGH_MEMORY;
-  if (!InitializeProcThreadAttributeList(startup.lpAttributeList, 2, 0, &size)) {
-    error = failure();
-    goto finish;
-  }
-  initialized = true;
-  error = attribute(startup.lpAttributeList, PROC_THREAD_ATTRIBUTE_HANDLE_LIST,
-                    plan->handles, plan->handle_count);
-  if (!error)
-    error = attribute(startup.lpAttributeList, PROC_THREAD_ATTRIBUTE_JOB_LIST,
-                      plan->jobs, plan->job_count);
-  if (error) goto finish;
+  bool exclusive = inherits && !only_listed;
 
   if (exclusive)
     AcquireSRWLockExclusive(&inheritance);
@@ -72,22 +87,28 @@ static int create(ap_plan *plan, PROCESS_INFORMATION *created) {
   for (int i = 0; plan->flags & AP_STD_HANDLES && i < 3; i++)
     if (!SetHandleInformation(plan->std[i], HANDLE_FLAG_INHERIT, HANDLE_FLAG_INHERIT))
       error = failure();
-  if (!error &&
-      !CreateProcessW(plan->program, plan->command, NULL, NULL, inherits,
-                      plan->creation_flags | CREATE_UNICODE_ENVIRONMENT |
-                          EXTENDED_STARTUPINFO_PRESENT,
-                      plan->environment, plan->cwd, &startup.StartupInfo, created))
-    error = failure();
+  bool again = plan->flags & AP_LAST_JOB_IF_POSSIBLE && plan->job_count;
+  while (!error) {
+    error = make_attributes(plan, plan->job_count - plan->jobs_left_out,
+                            &startup.lpAttributeList);
+    if (!error &&
+        !CreateProcessW(plan->program, plan->command, NULL, NULL, inherits,
+                        plan->creation_flags | CREATE_UNICODE_ENVIRONMENT |
+                            EXTENDED_STARTUPINFO_PRESENT,
+                        plan->environment, plan->cwd, &startup.StartupInfo, created))
+      error = failure();
+    startup.lpAttributeList = free_attributes(startup.lpAttributeList);
+    if (!again || !may_be_the_job(error)) break;
+    again = false;
+    plan->jobs_left_out = 1;
+    error = 0;
+  }
   plan_close_std(plan);
   if (exclusive)
     ReleaseSRWLockExclusive(&inheritance);
   else
     ReleaseSRWLockShared(&inheritance);
   if (!error) CloseHandle(created->hThread);
-
-finish:
-  if (initialized) DeleteProcThreadAttributeList(startup.lpAttributeList);
-  free(startup.lpAttributeList);
   return error;
 }
 
@@ -111,6 +132,7 @@ static void carry_out(ap_plan *plan) {
     child->state = CHILD_RUNNING;
     child->process = created.hProcess;
     child->pid = created.dwProcessId;
+    child->jobs_left_out = plan->jobs_left_out;
   }
   if (child->abandoned) {
     if (child->process) TerminateProcess(child->process, 1);

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .lib import check, lib
+from .lib import check, ffi, lib
 from .port import Port
 
 ERROR_INVALID_HANDLE = 6
+#: Most processes that are named.
+NAMED = 256
 
 
 def _check(result: int) -> int:
@@ -19,11 +21,13 @@ def _check(result: int) -> int:
 class NativeJob:
     """base.Job by an id of the C layer, which knows whether it is still open."""
 
-    __slots__ = ("__weakref__", "_id", "_port", "on_empty")
+    __slots__ = ("__weakref__", "_closes_itself", "_id", "_port", "on_empty")
 
-    def __init__(self, port: Port, id: int) -> None:
+    def __init__(self, port: Port, id: int, *, closes_itself: bool = False) -> None:
+        """closes_itself: once its last process has ended, if the system tells of that."""
         self._port = port
         self._id = id
+        self._closes_itself = closes_itself
         self.on_empty: Callable[[], None] | None = None
         port.jobs[id] = self
 
@@ -37,6 +41,10 @@ class NativeJob:
     def active(self) -> int:
         return _check(lib.ap_job_active(self._id))
 
+    def pids(self) -> list[int]:
+        numbers = ffi.new("uint32_t[]", NAMED)
+        return list(numbers[0 : _check(lib.ap_job_pids(self._id, numbers, NAMED))])
+
     def terminate(self, exit_code: int) -> None:
         _check(lib.ap_job_terminate(self._id, exit_code))
 
@@ -46,5 +54,7 @@ class NativeJob:
 
     def tell(self) -> None:
         """In the loop: it seems to be empty."""
+        if self._closes_itself and not self.active():
+            self.close()
         if self.on_empty is not None:
             self.on_empty()

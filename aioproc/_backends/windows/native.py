@@ -115,13 +115,22 @@ class WindowsBackend:
         attributes = spec.startupinfo.lpAttributeList or {}
         handles = list(attributes.get("handle_list") or ())
         jobs = list(attributes.get("job_list") or ())
+        given = bool(jobs)
+        tree = None
+        if spec.tree:
+            # The last, in which nobody is yet: it can be nested in each of the others.
+            tree = NativeJob(port, port.open_job(0), closes_itself=True)
+            jobs.append(tree.handle)
         request, strings = self._request(spec, stdio)
         request.handle_count = len(handles)
         request.job_count = len(jobs)
+        if tree is not None:
+            request.flags |= lib.AP_LAST_JOB_IF_POSSIBLE
         try:
             token = port.spawn(request, strings, handles, jobs)
             child = NativeChild(port, token, loop, stdio)
-            child.in_jobs = bool(jobs)
+            child.in_jobs = given
+            child.job = tree
             port.children[token] = child
             return child
         except BaseException:

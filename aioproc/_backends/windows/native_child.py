@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from ..base import ResourceUsage
+from ..base import Job, ResourceUsage
 from ..child import BaseChild
 from .lib import check, ffi, lib, windows_error
 from .pipes import Stdio
@@ -40,7 +40,7 @@ def _usage(completion: Any) -> ResourceUsage | None:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_killed", "_port", "_token", "in_jobs")
+    __slots__ = ("_killed", "_port", "_token", "in_jobs", "job")
 
     def __init__(self, port: Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
         super().__init__(0, stdio)  # without a pid until `started`
@@ -52,6 +52,7 @@ class NativeChild(BaseChild):
         self._killed = False
         #: Whether it is to be in job objects that the caller has given.
         self.in_jobs = False
+        self.job: Job | None = None
 
     def __del__(self) -> None:
         # Only an orphan can be forgotten by everybody before it has ended. The garbage
@@ -100,6 +101,9 @@ class NativeChild(BaseChild):
 
     def abandon(self) -> None:
         self._leave()
+        job, self.job = self.job, None
+        if job is not None:
+            job.close()
         token, self._token = self._token, 0
         if token:
             lib.ap_abandon(token)
@@ -111,6 +115,8 @@ class NativeChild(BaseChild):
         """A completion has come. Any thread; tells nobody."""
         if completion.kind == lib.AP_STARTED:
             self.pid = completion.pid
+            if completion.result:
+                self.job = None  # it could not be nested
             return
         self._port = None
         self._token = 0
