@@ -151,6 +151,7 @@ LAYERS = {
     "_spec": {"_backends", "_notes"},
     "_trees": {"_backends"},
     "_asyncio": {"_backends", "_habits", "_notes", "_sink", "_spec", "_trees"},
+    "_run": {"_backends", "_habits", "_notes", "_sink", "_spec", "_trees"},
     "_job": {"_asyncio", "_backends", "_spec", "_trees"},
     "_api": {"_asyncio", "_backends", "_notes", "_spec"},
     "_install": {"_api", "_asyncio"},
