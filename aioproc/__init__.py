@@ -1,16 +1,17 @@
 """Child processes for asyncio, on every event loop and thread.
 
-The API of :mod:`asyncio.subprocess`, without its faults::
+:func:`run` runs a command, always ends, and says what has become of it::
 
     import asyncio, aioproc
 
     async def main():
-        process = await aioproc.create_subprocess_exec(
-            "git", "log", "-1", stdout=aioproc.PIPE)
-        stdout, _ = await process.communicate()
-        print(stdout.decode())
+        done = await aioproc.run("git", "log", "-1", timeout=10)
+        print(done.text)
 
     asyncio.run(main())
+
+And there is the API of :mod:`asyncio.subprocess`, without its faults:
+:func:`create_subprocess_exec` and so on, for those who read and write as they go.
 
 ``python -m aioproc`` tells which backend is in use, and why; :func:`backend_info` does so
 for programs.
@@ -34,6 +35,16 @@ from ._backends.base import UNKNOWN_EXIT, ResourceUsage
 from ._info import backend_info
 from ._install import install, installed, is_installed, uninstall
 from ._job import Job
+from ._run.api import run, run_shell
+from ._run.command import Command
+from ._run.result import (
+    CalledProcessError,
+    CompletedProcess,
+    NotEnded,
+    ProcessError,
+    TimeoutExpired,
+    partial_result,
+)
 
 __version__ = "0.1.0"
 
@@ -42,18 +53,27 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "UNKNOWN_EXIT",
+    "CalledProcessError",
+    "Command",
+    "CompletedProcess",
     "Job",
+    "NotEnded",
     "Process",
+    "ProcessError",
     "ResourceUsage",
     "StreamReader",
     "StreamWriter",
     "SubprocessTransport",
+    "TimeoutExpired",
     "backend_info",
     "create_subprocess_exec",
     "create_subprocess_shell",
     "install",
     "installed",
     "is_installed",
+    "partial_result",
+    "run",
+    "run_shell",
     "subprocess_exec",
     "subprocess_shell",
     "uninstall",

@@ -158,7 +158,7 @@ LAYERS = {
     "_info": {".", "_backends"},
     "_cli": {".", "_install"},
     "__main__": {"_cli"},
-    "__init__": {"_api", "_asyncio", "_backends", "_info", "_install", "_job"},
+    "__init__": {"_api", "_asyncio", "_backends", "_info", "_install", "_job", "_run"},
 }
 
 

@@ -43,3 +43,23 @@ def check_stop_signal(number: int) -> None:
             f"Windows has no signal {number}: a step of stop can be SIGTERM, CTRL_BREAK_EVENT "
             "or CTRL_C_EVENT there"
         )
+
+
+def process_state(pid: int) -> str | None:
+    """The letter of a process's state, as ps shows it; None where nobody knows."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # What precedes it is the program's name, in which anything may stand.
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
+def shell_flag(shell: Any) -> list[str] | None:
+    """What goes between a shell's name and a command; None: as Popen's shell=True has it."""
+    name = os.path.basename(os.fsdecode(shell)).lower()
+    if name.removesuffix(".exe") in ("powershell", "pwsh"):
+        return ["-NoProfile", "-NonInteractive", "-Command"]
+    if not WINDOWS or name.removesuffix(".exe") == "cmd":
+        return None
+    return ["-c"]

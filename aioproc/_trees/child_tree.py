@@ -34,9 +34,10 @@ class ChildTree:
         nobody can look."""
         self._begin()
         # First: the end of a member cuts the chain by which others are found.
-        await self._tree.alive()
+        alive = await self._tree.alive()
         group = self._signal_leader(number)
-        return await self._tree.signal(number, group=group, leader=True)
+        more = await self._tree.signal(number, group=group, leader=True)
+        return None if alive is None or more is None else max(alive, more)
 
     async def alive(self) -> int | None:
         """How many members are alive; None where nobody can look."""
@@ -57,6 +58,10 @@ class ChildTree:
         if left is None:
             self._signal_leader(signal.SIGKILL)
         return left
+
+    def kill_at_once(self) -> None:
+        """Ends those that need not be looked for, and waits for nobody."""
+        self._signal_leader(signal.SIGKILL)
 
     def close(self) -> None:
         self._child.release()

@@ -80,6 +80,10 @@ class JobTree:
         except ValueError:
             return []  # it has been closed, since all have ended
 
+    def kill_at_once(self) -> None:
+        """Ends all members, and waits for nobody."""
+        self._terminate()
+
     def close(self) -> None:
         """Nothing is to be ended any more. Whoever is left goes on."""
         job = self._child.job

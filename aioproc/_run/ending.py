@@ -1,0 +1,154 @@
+"""Ending a child and all that it has started: by steps, each with a grace, and by force."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+from .._backends.base import logger
+
+#: Seconds in which a child that has been killed must have ended.
+MOST_AFTER_KILL = 5.0
+
+
+class _Tree(Protocol):
+    """What of a tree is used here; see _trees."""
+
+    async def signal(self, number: int) -> int | None: ...
+    async def gone(self, seconds: float) -> bool | None: ...
+    async def kill(self) -> list[int] | None: ...
+
+
+class Ending:
+    """It is awaited to its end, whoever cancels the task meanwhile."""
+
+    #: How the last of them went: None (nobody was left), "stop" or "kill".
+    forced: str | None = None
+    #: Who could not be ended; None where nobody could look.
+    left: list[int] | None = None
+
+    def __init__(
+        self,
+        tree: _Tree,
+        steps: Sequence[tuple[Any, float]],
+        exit: asyncio.Future[None],
+        close_stdin: Callable[[], bool],
+        cancelled: asyncio.CancelledError | None,
+    ) -> None:
+        """exit: done when the child has ended. close_stdin: whether it was open. cancelled:
+        what has brought this about."""
+        self._tree = tree
+        self._steps = steps
+        self._exit = exit
+        self._close_stdin = close_stdin
+        #: The first that came.
+        self.cancelled = cancelled
+        self._is_hurried = False
+        self._grace: asyncio.Future[Any] | None = None
+
+    async def run(self) -> None:
+        """Ends them. Returns at last when MOST_AFTER_KILL is over."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_shield())
+            try:
+                await self._run()
+            except GeneratorExit:
+                stack.pop_all()  # there is no task any more in which it could be left
+                raise
+
+    async def _run(self) -> None:
+        gone = await self._stop()
+        if gone:
+            self.left = []
+            return
+        if gone is False or not self._exit.done():
+            self.forced = "kill"
+        logger.debug("what is left is killed")
+        self.left = await self.wait(self._kill())
+        if not self._exit.done():
+            await self.wait(asyncio.wait([self._exit], timeout=MOST_AFTER_KILL))
+
+    async def wait(self, awaitable: Awaitable[Any]) -> Any:
+        """What it returns. A cancellation is noted, and hurries us if it is another one."""
+        future = asyncio.ensure_future(awaitable)
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                self._note(error)
+        # Our loop ends all tasks if that has been cancelled: nobody has it from us.
+        return None if future.cancelled() else future.result()
+
+    def _note(self, error: asyncio.CancelledError) -> None:
+        if self.cancelled is None:
+            self.cancelled = error
+        elif not _is_same(self.cancelled, error):
+            self._is_hurried = True
+            if self._grace is not None:
+                self._grace.cancel()
+
+    async def _stop(self) -> bool | None:
+        """Goes through the steps. Whether nobody is left after one of them; None where nobody
+        could look after the last."""
+        gone: bool | None = False
+        for action, grace in self._steps:
+            if self._is_hurried:
+                return False
+            if action == "eof":
+                if not self._close_stdin():
+                    continue
+                logger.debug("stdin is closed; %g s are given", grace)
+            else:
+                logger.debug("signal %d is sent; %g s are given", action, grace)
+                if await self.wait(self._signal(action)) == 0:
+                    return True
+            self.forced = "stop"
+            gone = await self._all_gone(grace)
+            if gone or (gone is None and self._exit.done()):
+                break
+        return gone
+
+    async def _all_gone(self, seconds: float) -> bool | None:
+        gone = await self._wait_for_grace(self._tree.gone(seconds))
+        if gone is None:
+            # The child alone, then.
+            await self._wait_for_grace(asyncio.wait([self._exit], timeout=seconds))
+        return None if gone is None else bool(gone)
+
+    async def _wait_for_grace(self, awaitable: Awaitable[Any]) -> Any:
+        """What it returns; False at once when we are hurried."""
+        self._grace = asyncio.ensure_future(awaitable)
+        if self._is_hurried:
+            self._grace.cancel()
+        result = await self.wait(self._grace)
+        self._grace = None
+        return False if self._is_hurried else result
+
+    async def _signal(self, number: int) -> int | None:
+        try:
+            return await self._tree.signal(number)
+        except OSError as error:  # no descriptors, no memory: the next step may have them
+            logger.debug("signal %d cannot be sent to all: %s", number, error)
+            return None
+
+    async def _kill(self) -> list[int] | None:
+        try:
+            return await self._tree.kill()
+        except OSError as error:
+            logger.debug("not all can be killed: %s", error)
+            return None
+
+
+def _is_same(one: asyncio.CancelledError, other: asyncio.CancelledError) -> bool:
+    """Whether it is a repetition: anyio's scopes cancel again and again, till the task ends."""
+    return bool(one.args) and one.args == other.args and "scope" in str(one.args[0])
+
+
+def _shield() -> contextlib.AbstractContextManager[Any]:
+    """Has anyio's scopes let us be, if there are any: without, a task that goes on is
+    cancelled in each round of the loop."""
+    scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+    return contextlib.nullcontext() if scope is None else scope(shield=True)

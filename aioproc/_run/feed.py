@@ -1,0 +1,139 @@
+"""What a run writes into its child's stdin."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from .._backends.base import WriteEnd, logger
+from .._sink import BULKY, CHUNK
+
+#: Bytes of one read of a file.
+PIECE = 64 * 1024
+#: Seconds between two attempts at a pipe that the loop cannot watch.
+TRY_AGAIN = 0.01
+
+
+class Feed:
+    """The writing end of a child's stdin. A child that does not read is no error: what is
+    left is dropped."""
+
+    is_open = True
+    _left: memoryview | bytes = b""
+    _room: asyncio.Future[None] | None = None
+    _closing = False
+    _try_due = False
+
+    def __init__(self, end: WriteEnd) -> None:
+        self._end = end
+
+    def send_all(self, data: memoryview) -> bool:
+        """Writes and closes. Whether all of it has gone out already."""
+        self._closing = True
+        self._write(data)
+        return not self.is_open
+
+    def _write(self, data: memoryview | bytes) -> None:
+        """Writes what fits, the rest when there is room."""
+        if len(data) >= BULKY:
+            self._end.enlarge()
+        self._left = data
+        self._go_on()
+        if self.is_open and len(self._left):
+            try:
+                self._end.watch(self._go_on)
+            except OSError as error:
+                logger.warning("a pipe cannot be watched and is polled: %s", error)
+                self._try_again()
+
+    async def send(self, data: bytes) -> bool:
+        """Writes it; returns when it has gone out. Whether there is somebody to read more."""
+        if not self.is_open:
+            return False
+        self._write(memoryview(data))
+        if self.is_open and len(self._left):
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
+        return self.is_open
+
+    def close(self) -> None:
+        """Closes it now."""
+        if self.is_open:
+            self.is_open = False
+            self._left = b""
+            self._end.close()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _try_again(self) -> None:
+        if self.is_open and len(self._left):
+            self._go_on()
+        if self.is_open and len(self._left):
+            asyncio.get_running_loop().call_later(TRY_AGAIN, self._try_again)
+
+    def _go_on(self) -> None:
+        left, budget = self._left, CHUNK
+        try:
+            while len(left) and budget > 0:
+                n = self._end.write(left[:budget])
+                left = left[n:]
+                budget -= n
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # EPIPE: it reads no more
+            self.close()
+            return
+        self._left = left
+        if not len(left):
+            self._end.unwatch()
+            self._wake()
+            if self._closing:
+                self.close()
+
+
+async def feed(pipe: Feed, source: Any, encode: Callable[[Any], bytes]) -> None:
+    """Writes all that a file, an iterable or an asynchronous iterable gives, and closes. What
+    that raises is raised."""
+    chunks: Any = _pieces(source) if hasattr(source, "read") else source
+    try:
+        if hasattr(chunks, "__aiter__"):
+            async for chunk in chunks:
+                if not await pipe.send(encode(chunk)):
+                    return
+        else:
+            for chunk in chunks:
+                if not await pipe.send(encode(chunk)):
+                    return
+    finally:
+        pipe.close()
+        # A generator that nobody takes anything from any more: its `finally` runs now, and
+        # not when it is collected.
+        if inspect.isasyncgen(chunks):
+            await chunks.aclose()
+        elif inspect.isgenerator(chunks):
+            chunks.close()
+
+
+async def _pieces(file: Any) -> AsyncIterator[Any]:
+    """A file's contents; read in a thread, since that may take a while, unless it is in
+    memory."""
+    is_in_memory = hasattr(file, "getbuffer") or hasattr(file, "getvalue")
+    loop = asyncio.get_running_loop()
+    while True:
+        if is_in_memory:
+            piece = file.read(PIECE)
+        else:
+            piece = await loop.run_in_executor(None, file.read, PIECE)
+            if asyncio.iscoroutine(piece):  # an asynchronous file, or a StreamReader
+                piece = await piece
+        if not piece:
+            return
+        yield piece

@@ -1,0 +1,427 @@
+"""What run() was asked for, judged once."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import signal
+import subprocess
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+from .._backends import system
+from .._notes import add_note
+from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from .._spec.spec import SpawnSpec
+from .listen import Callback
+
+DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
+
+#: Seconds for the end of the pipes after the exit.
+DRAIN = 0.5
+#: Seconds between a step of an ending and the next.
+GRACE = 5.0
+#: A step of an ending: a signal or "eof", and the seconds that are given then.
+Step = tuple[Any, float]
+
+#: What to do in place of keywords of subprocess.run() and of asyncio's functions.
+INSTEAD = {
+    "bufsize": "leave it out: output is read as it comes",
+    "capture_output": "run_shell() and run() capture unless stdout, stderr are given",
+    "concurrency": "it is for many commands",
+    "kill_after": "use stop=SECONDS",
+    "limit": "there is none: output and lines may have any length",
+    "loop": "the process belongs to the loop that runs",
+    "shell": "use run_shell(command), or leave it out",
+    "universal_newlines": "use text=True",
+}
+
+
+class _Default:
+    """Stands for what was not given."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+DEFAULT: Any = _Default()
+
+
+class Settings:
+    """How one command is run. What is rarely given has its value here."""
+
+    name: str | None = None
+    text = False
+    encoding = "utf-8"
+    errors = "replace"
+    check = True
+    accepted: Container[int] = (0,)
+    timeout: float | None = None
+    idle_timeout: float | None = None
+    steps: list[Step]
+    drain = DRAIN
+    ends_leftovers = False
+    max_output: int | None = None
+    on_output: Callback | None = None
+    on_line: Callback | None = None
+    #: What goes into stdin: at once, or by and by.
+    data: memoryview | None = None
+    source: Any = None
+    _input_errors = "strict"
+    #: Whether a stream is given as a path.
+    _has_paths = False
+
+    def __init__(
+        self,
+        function: str,
+        program: Any,
+        args: tuple[Any, ...],
+        *,
+        shell: bool = False,
+        shell_program: Any = None,
+        input: Any = None,
+        stdin: Any = DEFAULT,
+        stdout: Any = DEFAULT,
+        stderr: Any = DEFAULT,
+        capture_output: bool = True,
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str | None = None,
+        check: bool | Container[int] = True,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        stop: Any = GRACE,
+        drain: float = DRAIN,
+        leftovers: str = "leave",
+        tree: bool = True,
+        max_output: int | None = None,
+        on_output: Callback | None = None,
+        on_line: Callback | None = None,
+        cwd: Any = None,
+        env: Mapping[Any, Any] | None = None,
+        env_update: Mapping[Any, Any] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._function = function
+        self._shell = shell
+        self._program = program
+        self._args = args
+        if not args and isinstance(program, (list, tuple)):
+            raise TypeError(
+                f"{function}() takes the program and its arguments one by one: "
+                f"{function}(*command)"
+            )
+        self.user_args: Any = program if shell else (program, *args)
+        if name is not None:
+            self.name = _string("name", name)
+        if text or encoding is not None or errors is not None:
+            self._judge_text(encoding, errors)
+        if check is not True:
+            self._judge_check(check)
+        if timeout is not None:
+            self.timeout = _seconds("timeout", timeout)
+        if idle_timeout is not None:
+            self.idle_timeout = _seconds("idle_timeout", idle_timeout)
+        self.steps = _DEFAULT_STEPS if stop is GRACE else _steps(stop)
+        if drain is not DRAIN:
+            self.drain = _seconds("drain", drain)
+            if self.drain < 0:
+                raise ValueError(f"drain must be 0 seconds or more, not {drain}")
+        if leftovers != "leave":
+            self._judge_leftovers(leftovers, tree)
+        if max_output is not None:
+            self._judge_max_output(max_output)
+
+        streams = self._judge_streams(stdin, stdout, stderr, input, capture_output)
+        if input is not None:
+            self._judge_input(input)
+        if on_output is not None or on_line is not None:
+            self._judge_callbacks(on_output, on_line)
+        if idle_timeout is not None:
+            self._needs_output("idle_timeout")
+        if env_update is not None:
+            env = _updated(env, env_update)
+        if shell is False:
+            program = _named(program)
+            if cwd is not None and options.get("executable") is None:
+                relative = system.from_here(program)
+                if relative is not None:
+                    options["executable"] = relative
+            command: Any = (program, *args)
+        else:
+            command = program
+            if not isinstance(command, (str, bytes)):
+                raise TypeError(
+                    f"the command must be a string, not {command!r:.100}; "
+                    "run() takes a program and its arguments"
+                )
+            flag = None if shell_program is None else system.shell_flag(shell_program)
+            if flag is None:
+                options["shell"] = True
+                options["executable"] = shell_program
+            else:
+                command = (shell_program, *flag, command)
+        options["cwd"] = cwd
+        options["env"] = env
+        options["tree"] = tree = bool(tree)
+        self.has_tree = tree
+        self._command = command
+        self._streams = streams
+        self._options = options
+        #: Whether it matters when something comes.
+        self.listens = self.on_output is not None or self.on_line is not None
+        self.is_in_a_hurry = self.listens or idle_timeout is not None or self.source is not None
+        self._spec: SpawnSpec | None = None
+        if not self._has_paths:
+            self._build(streams)
+
+    # -- one after the other
+
+    def _judge_text(self, encoding: str | None, errors: str | None) -> None:
+        self.text = True
+        if encoding is not None:
+            # LookupError also for those that are no encodings of text ("hex").
+            "".encode(encoding)
+            b"".decode(encoding)
+            self.encoding = _string("encoding", encoding)
+        if errors is not None:
+            codecs.lookup_error(errors)
+            self.errors = self._input_errors = errors
+
+    def _judge_check(self, check: Any) -> None:
+        if isinstance(check, bool):
+            self.check = check
+        elif hasattr(check, "__contains__") and not isinstance(check, (str, bytes)):
+            self.accepted = check
+        else:
+            raise TypeError(
+                "check must be a bool, or a container of the returncodes that are fine: "
+                f"check={{0, 1}}; not {check!r:.100}"
+            )
+
+    def _judge_leftovers(self, leftovers: Any, tree: bool) -> None:
+        if leftovers != "kill":
+            raise ValueError(f"leftovers must be 'leave' or 'kill', not {leftovers!r:.100}")
+        if not tree:
+            raise ValueError("leftovers='kill' needs tree=True: nobody knows them otherwise")
+        self.ends_leftovers = True
+
+    def _judge_max_output(self, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"max_output must be a number of bytes, not {value!r:.100}")
+        if value <= 0:
+            raise ValueError(f"max_output must be at least 1 byte, not {value}")
+        self.max_output = value
+
+    def _judge_callbacks(self, on_output: Any, on_line: Any) -> None:
+        for which, callback in (("on_output", on_output), ("on_line", on_line)):
+            if callback is None:
+                continue
+            if not callable(callback):
+                raise TypeError(f"{which} must be callable, not {callback!r:.100}")
+            self._needs_output(which)
+        if self.text and codecs.lookup(self.encoding).incrementaldecoder is None:
+            raise LookupError(
+                f"{self.encoding} cannot be decoded piece by piece, as callbacks need it"
+            )
+        self.on_output, self.on_line = on_output, on_line
+
+    def _needs_output(self, which: str) -> None:
+        if not self.captures:
+            raise ValueError(f"{which} needs output: stdout or stderr must be PIPE")
+
+    def _judge_streams(
+        self, stdin: Any, stdout: Any, stderr: Any, input: Any, capture_output: bool
+    ) -> tuple[Any, Any, Any]:
+        if not capture_output:
+            if stdout is not DEFAULT or stderr is not DEFAULT:
+                raise ValueError(
+                    "stdout and stderr may not be given with capture_output=False, "
+                    "which is stdout=None, stderr=None"
+                )
+            stdout = stderr = None
+        if input is not None:
+            if stdin is not DEFAULT:
+                raise ValueError("stdin and input may not both be given")
+            stdin = PIPE
+        elif stdin is DEFAULT:
+            stdin = DEVNULL
+        elif isinstance(stdin, int) and stdin == PIPE:
+            raise ValueError(
+                "stdin=PIPE has nobody who writes: give input, "
+                "or use create_subprocess_exec() to write as you go"
+            )
+        if stdout is DEFAULT:
+            stdout = PIPE
+        if stderr is DEFAULT:
+            stderr = PIPE
+        self.captures = stdout == PIPE or stderr == PIPE
+        streams = (stdin, stdout, stderr)
+        for number, stream in enumerate(streams):
+            if stream is None or isinstance(stream, int):
+                continue
+            if isinstance(stream, os.PathLike):
+                self._has_paths = True
+            elif isinstance(stream, (str, bytes)):
+                which = ("stdin", "stdout", "stderr")[number]
+                advice = "give a pathlib.Path for a file"
+                if number == 0:
+                    advice += ", or input= for data"
+                raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
+        return streams
+
+    def _judge_input(self, input: Any) -> None:
+        """Data at once, or a source of chunks."""
+        if isinstance(input, str):
+            if not self.text:
+                error = TypeError("input must be bytes, not str")
+                add_note(error, "give text=True, or input=text.encode()")
+                raise error
+            input = self.encode(input)
+        elif isinstance(input, (bytes, bytearray, memoryview)):
+            if self.text:
+                raise TypeError(f"input must be str with text=True, not {type(input).__name__}")
+        elif hasattr(input, "read") or hasattr(input, "__aiter__") or hasattr(input, "__iter__"):
+            self.source = input
+            return
+        else:
+            try:
+                input = memoryview(input)  # an array
+            except TypeError:
+                raise TypeError(
+                    "input must be bytes, a str with text=True, a file or an iterable of "
+                    f"chunks, not {input!r:.100}"
+                ) from None
+        view = memoryview(input)
+        flat = view.contiguous and view.nbytes
+        self.data = view.cast("B") if flat else memoryview(bytes(view))
+
+    # -- text
+
+    def encode(self, chunk: Any) -> bytes:
+        """A chunk of the input."""
+        if isinstance(chunk, str):
+            if not self.text:
+                error = TypeError("chunks of input must be bytes, not str")
+                add_note(error, "give text=True, or encode() them")
+                raise error
+            if os.linesep != "\n":
+                chunk = chunk.replace("\n", os.linesep)
+            encoded: bytes = chunk.encode(self.encoding, self._input_errors)
+            return encoded
+        try:
+            return bytes(memoryview(chunk))
+        except TypeError:
+            kind = type(chunk).__name__
+            raise TypeError(f"chunks of input must be bytes-like objects, not {kind}") from None
+
+    def value(self, data: bytes) -> Any:
+        """Output as the user wants it."""
+        if not self.text:
+            return data
+        text = data.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    # -- the spawn
+
+    def spec(self, opened: list[Any]) -> SpawnSpec:
+        """What to spawn. What is opened for it, for it to close, goes to `opened`."""
+        if self._spec is not None and not self._has_paths:
+            return self._spec
+        streams = []
+        for number, stream in enumerate(self._streams):
+            if isinstance(stream, os.PathLike):
+                stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
+                opened.append(stream)
+            streams.append(stream)
+        return self._build(streams)
+
+    def _build(self, streams: Iterable[Any]) -> SpawnSpec:
+        stdin, stdout, stderr = streams
+        try:
+            self._spec = SpawnSpec.build(
+                self._command, stdin=stdin, stdout=stdout, stderr=stderr, **self._options
+            )
+            return self._spec
+        except TypeError as error:
+            refuse_unknown(self._function, self._options, _OWN, INSTEAD)
+            if not self._shell:
+                explain_arguments(error, self.user_args, self._function)
+            raise
+
+    def explain(self, error: OSError) -> None:
+        """Says what may have been meant by a command that could not be started."""
+        if isinstance(error, FileNotFoundError) and not self._shell:
+            assert self._spec is not None
+            explain_missing(error, self._spec, "run_shell")
+
+
+_OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
+_DEFAULT_STEPS: list[Step] = [(signal.SIGTERM, GRACE)]
+
+
+def _string(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {value!r:.100}")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+        raise TypeError(f"{name} must be a number of seconds or None, not {value!r:.100}")
+    seconds = float(value)
+    if seconds != seconds:
+        raise ValueError(f"{name} must be a number of seconds, not {value}")
+    return seconds
+
+
+def _steps(stop: Any) -> list[Step]:
+    """A grace alone is SIGTERM and the wait for the end."""
+    if hasattr(stop, "__float__") and not isinstance(stop, bool):
+        seconds = _seconds("stop", stop)
+        if seconds < 0:
+            raise ValueError(f"stop must be 0 seconds or more, not {stop}")
+        return [(signal.SIGTERM, seconds)]
+    if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
+        raise TypeError(
+            "stop must be a number of seconds, or steps: "
+            f'stop=[("eof", 2), (signal.SIGTERM, 5)]; not {stop!r:.100}'
+        )
+    steps: list[Step] = []
+    for step in stop:
+        if not isinstance(step, (tuple, list)) or len(step) != 2:
+            raise TypeError(f"a step of stop is (signal or 'eof', seconds), not {step!r:.100}")
+        action, grace = step
+        seconds = _seconds("the grace of a step of stop", grace)
+        if seconds < 0:
+            raise ValueError(f"a step of stop has 0 seconds or more: {step!r:.100}")
+        if action != "eof":
+            if isinstance(action, bool) or not isinstance(action, int):
+                raise TypeError(f"a step of stop is a signal or 'eof', not {action!r:.100}")
+            system.check_stop_signal(action)
+        steps.append((action, seconds))
+    return steps
+
+
+def _named(program: Any) -> Any:
+    """A path names a file, not something to be looked for in PATH."""
+    if isinstance(program, os.PathLike):
+        path = os.fspath(program)
+        if path and not os.path.dirname(path):
+            here = os.path.join(os.curdir, "")
+            return os.fsencode(here) + path if isinstance(path, bytes) else here + path
+    return program
+
+
+def _updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
+    if not isinstance(update, Mapping):
+        raise TypeError(f"env_update must be a mapping, not {update!r:.100}")
+    variables: dict[Any, Any] = dict(os.environ if env is None else env)
+    for key, value in update.items():
+        if isinstance(key, (str, bytes)):
+            for other in (os.fsencode(key), os.fsdecode(key)):
+                variables.pop(other, None)
+        if value is not None:
+            variables[key] = value
+    return variables

@@ -1,0 +1,638 @@
+"""One run of a command, from the spawn to its result.
+
+child's exit -> _exited -> the pipes are read, and watched if somebody else has them open
+pipes        -> Output, by the loop or at a look; by a task for the callbacks
+exit and the end of all pipes, time is up, an error -> `_over`, which perform() awaits
+perform()    -> Ending, unless the child has ended by itself -> CompletedProcess
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+from time import monotonic
+from typing import Any
+
+from .. import _backends
+from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, logger
+from .._backends.system import process_state
+from .._backends.watcher import crowded
+from .._sink import Sink
+from .._spec.spec import SpawnSpec
+from .._trees import ProcessTree, tree_of
+from .collect import Bounded, Output
+from .ending import Ending
+from .feed import Feed, feed
+from .listen import Decoder, Listener
+from .options import Settings
+from .result import (
+    CalledProcessError,
+    CompletedProcess,
+    NotEnded,
+    Reason,
+    TimeoutExpired,
+)
+
+#: Looks at pipes that nobody watches, before the loop does.
+LOOKS = 4
+#: How often the time for the end of the pipes is given again, since something came.
+MOST_DRAINS = 10
+#: Seconds that cancelled callbacks and iterators are waited for.
+MOST_FOR_TASKS = 5.0
+#: Seconds between two looks at callbacks that are busy.
+BUSY_PAUSE = 0.05
+
+
+class Alone:
+    """Stands for the tree of a child that is run without one."""
+
+    def __init__(self, child: Child, exit: asyncio.Future[None]) -> None:
+        self._child = child
+        self._exit = exit
+
+    async def signal(self, number: int) -> int | None:
+        self._send(number)
+        return None
+
+    async def gone(self, seconds: float) -> bool | None:
+        await asyncio.wait([self._exit], timeout=seconds)
+        return self._exit.done()
+
+    async def kill(self) -> list[int] | None:
+        self.kill_at_once()
+        return None
+
+    def kill_at_once(self) -> None:
+        self._send(_KILL)
+
+    def close(self) -> None:
+        pass
+
+    def _send(self, number: int) -> None:
+        try:
+            self._child.send_signal(number)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone, or running setuid
+
+
+_KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+class Run:
+    """It is for one call, and its coroutine holds it."""
+
+    _child: Child | None = None
+    _spec: SpawnSpec
+    _over: asyncio.Future[str]
+    _outputs: tuple[Output, ...] = ()
+    _listeners: tuple[Listener, ...] = ()
+    _feed: Feed | None = None
+    _feeding: asyncio.Task[None] | None = None
+    #: Outputs that have not come to their end, and callbacks that have not.
+    _open = 0
+    _is_connected = False
+    _has_exited = False
+    #: Who waits for that.
+    _exit_waiter: asyncio.Future[None] | None = None
+    _looks = 0
+    #: All that is left is being ended: no timeouts and no waiting for callbacks any more.
+    _is_ending = False
+    #: There is no time for the end of the pipes.
+    _is_late = False
+    _timer: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+    _drain_timer: asyncio.TimerHandle | None = None
+    #: By the loop's clock: when there was the last byte, where that matters.
+    _last = 0.0
+    _wants_last = False
+    #: When the wait for the end of the pipes began.
+    _draining_since = 0.0
+    #: What a callback, an iterator or a pipe has raised.
+    _error: BaseException | None = None
+    _cancelled: asyncio.CancelledError | None = None
+    _forced: Any = None
+    _left: list[int] | None = None
+
+    def __init__(
+        self, settings: Settings, loop: asyncio.AbstractEventLoop, began: float, clock: float
+    ) -> None:
+        """began: by the loop's clock, which some loops stop for a round. clock: by
+        time.monotonic()."""
+        self._settings = settings
+        self._loop = loop
+        self._began = began
+        self._clock = clock
+
+    # -- the way through
+
+    async def perform(self) -> CompletedProcess[Any]:
+        settings = self._settings
+        if settings.timeout is not None and settings.timeout <= 0:
+            raise TimeoutExpired(self._result("timeout"))
+        try:
+            reason = await self._live()
+            assert self._child is not None
+            if reason == "done":
+                code = self._child.returncode
+                assert code is not None
+                reason = "signal" if code < 0 and code != UNKNOWN_EXIT else "exit"
+                if settings.ends_leftovers:
+                    await self._end(leftovers=True)
+            elif reason in ("timeout", "idle") and self._has_exited:
+                self._stop_reading()
+                if settings.ends_leftovers:
+                    await self._end(leftovers=True)
+            else:
+                await self._end()
+            await self._end_tasks()
+        except BaseException:
+            # The coroutine is closed, say, or there was no child.
+            self._abandon()
+            raise
+        return self._conclude(reason)
+
+    async def _live(self) -> str:
+        """Starts the child. Returns when it has ended, or is to be ended, and why."""
+        try:
+            await self._start()
+            return await self._over
+        except asyncio.CancelledError as error:
+            child = self._child
+            if child is None or child.error is not None:
+                raise
+            self._cancelled = error
+            return "cancelled"
+
+    def could_not_start(self, error: BaseException) -> bool:
+        return self._child is None or self._child.error is error
+
+    async def _start(self) -> None:
+        settings, loop = self._settings, self._loop
+        backend = _backends.current()
+        if crowded:
+            turn = backend.turn(loop)
+            if turn is not None:
+                await turn
+        opened: list[Any] = []
+        try:
+            spec = self._spec = settings.spec(opened)
+            child = backend.spawn(spec, loop, not settings.is_in_a_hurry)
+        finally:
+            for file in opened:
+                file.close()
+        self._child = child
+        self._over = loop.create_future()
+        if settings.has_tree and (settings.captures or settings.ends_leftovers):
+            # Its tree may have to be ended when it has ended itself.
+            child.hold()
+        if settings.timeout is not None:
+            self._timer = loop.call_at(self._began + settings.timeout, self._time_is_up)
+        if logger.isEnabledFor(10):
+            logger.debug("pid %d: started: %s", child.pid, settings.user_args)
+        if child.returncode is not None:
+            loop.call_soon(self._exited)
+        else:
+            child.on_exit = self._exited
+        if child.started is not None:
+            child.started.add_done_callback(self._started)
+        else:
+            self._connect()
+
+    def _started(self, started: asyncio.Future[None]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            try:
+                self._connect()
+            except BaseException as error:
+                self._fail(error)
+
+    def _connect(self) -> None:
+        """Begins to read and write."""
+        child, settings = self._child, self._settings
+        if self._is_connected or child is None:
+            return
+        self._is_connected = True
+        at_once = settings.is_in_a_hurry
+        # They are ours now. The backend may keep the child for longer than the loop lives.
+        stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
+        child.stdin = child.stdout = child.stderr = None
+        if stdin is not None:
+            self._feed = Feed(stdin)
+            if settings.data is not None:
+                at_once |= not self._feed.send_all(settings.data)
+            else:
+                feeding = feed(self._feed, settings.source, settings.encode)
+                self._feeding = self._loop.create_task(feeding)
+                self._feeding.add_done_callback(self._fed)
+        if stdout is not None or stderr is not None:
+            program, most = self._spec.programs[0], settings.max_output
+            self._outputs = tuple(
+                Output(self, fd, end, program, Sink() if most is None else Bounded(most))
+                for fd, end in ((1, stdout), (2, stderr))
+                if end is not None
+            )
+            self._open = len(self._outputs)
+            if settings.listens:
+                self._listen()
+            else:
+                for output in self._outputs:
+                    output.start(at_once)
+        if settings.idle_timeout is not None:
+            self._wants_last = True
+            self._last = self._loop.time()
+            self._idle_timer = self._loop.call_later(settings.idle_timeout, self._idle_is_up)
+        if not settings.is_in_a_hurry and not child.look_later(self._look):
+            self._watch()
+
+    def _listen(self) -> None:
+        settings = self._settings
+        listeners = []
+        for output in self._outputs:
+            decoder = Decoder(settings.encoding, settings.errors) if settings.text else None
+            stream = ("", "stdout", "stderr")[output.fd]
+            listener = Listener(stream, settings.on_output, settings.on_line, decoder)
+            listeners.append(listener)
+            output.pump = self._loop.create_task(self._pump(output, listener))
+            output.pump.add_done_callback(self._pumped)
+        self._listeners = tuple(listeners)
+
+    @staticmethod
+    async def _pump(output: Output, listener: Listener) -> None:
+        data = b"?"
+        while data:
+            data = await output.chunk()
+            await listener.take(data)
+
+    # -- what happens meanwhile
+
+    def _look(self) -> None:
+        """The child has not ended as soon as most do."""
+        waits = False
+        for output in self._outputs:
+            waits |= output.look()
+        self._looks += 1
+        if waits:
+            assert self._child is not None
+            if self._looks == LOOKS or not self._child.look_later(self._look):
+                self._watch()
+
+    def _watch(self) -> None:
+        for output in self._outputs:
+            output.watch()
+
+    def data_came(self) -> None:
+        if self._wants_last:
+            self._last = self._loop.time()
+
+    def output_ended(self, output: Output, error: Exception | None) -> None:
+        if output.pump is None:
+            self._open -= 1
+            self._check()
+        if error is not None:
+            self._fail(error)
+
+    def _pumped(self, task: asyncio.Task[None]) -> None:
+        """There are no callbacks any more, for one of the outputs."""
+        for output in self._outputs:
+            if output.pump is task:
+                output.pump = None
+                if output.is_open:
+                    output.start(at_once=True)
+                else:
+                    self._open -= 1
+        self._raised(task)
+        self._check()
+
+    def _fed(self, task: asyncio.Task[None]) -> None:
+        self._raised(task)
+
+    def _raised(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if not self._over.done() and not self._is_ending:
+                # Our loop ends all tasks.
+                self._cancelled = asyncio.CancelledError()
+                self._over.set_result("cancelled")
+        else:
+            error = task.exception()
+            if error is not None:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None and not self._is_ending:
+            self._error = error
+            if not self._over.done():
+                self._over.set_result("error")
+
+    def _exited(self) -> None:
+        child = self._child
+        assert child is not None
+        if child.error is not None:
+            if not self._over.done():
+                self._over.set_exception(child.error)
+            return
+        if not self._is_connected:
+            try:
+                self._connect()
+            except BaseException as error:
+                self._fail(error)
+        self._has_exited = True
+        waiter = self._exit_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if self._open:
+            self._wants_last = True
+            for output in self._outputs:
+                output.finish()
+            if self._open and not self._is_ending:
+                self._drain()
+        self._check()
+
+    def _check(self) -> None:
+        if self._has_exited and not self._open and not self._over.done():
+            self._over.set_result("done")
+
+    def _drain(self) -> None:
+        """Waits for the end of the pipes, for a while."""
+        seconds = 0.0 if self._is_late else self._settings.drain
+        self._wants_last = True
+        self._draining_since = self._last = self._loop.time()
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        self._drain_timer = self._loop.call_later(seconds, self._drained)
+
+    def _drained(self) -> None:
+        now, seconds = self._loop.time(), self._settings.drain
+        if self._is_late:
+            end = now
+        elif not self._is_ending and self._is_busy():
+            self._draining_since = now
+            end = now + max(seconds, BUSY_PAUSE)
+        else:
+            end = min(self._last + seconds, self._draining_since + MOST_DRAINS * seconds)
+        if end > now:
+            self._drain_timer = self._loop.call_at(end, self._drained)
+        elif self._settings.ends_leftovers and not self._is_ending:
+            # It is they who have the pipes open, most likely.
+            if not self._over.done():
+                self._over.set_result("done")
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
+        for output in self._outputs:
+            output.cut()
+
+    def _is_busy(self) -> bool:
+        return any(listener.is_busy for listener in self._listeners)
+
+    # -- time
+
+    def _time_is_up(self) -> None:
+        if self._over.done():
+            return
+        child = self._child
+        assert child is not None
+        if (not self._has_exited and child.peek() is None) or self._is_busy():
+            self._over.set_result("timeout")
+        elif not self._is_late:
+            # It has ended in time, and what it has written is there.
+            self._is_late = True
+            if self._has_exited:
+                self._drained()
+            if self._listeners:
+                # As long as none of them is busy with that.
+                pause = max(self._settings.drain, BUSY_PAUSE)
+                self._timer = self._loop.call_later(pause, self._time_is_up)
+
+    def _idle_is_up(self) -> None:
+        if self._over.done() or self._has_exited:
+            return
+        child, seconds = self._child, self._settings.idle_timeout
+        assert child is not None
+        assert seconds is not None
+        now = self._loop.time()
+        if self._is_busy():
+            self._last = now  # it is not the child's fault
+        if now < self._last + seconds:
+            self._idle_timer = self._loop.call_at(self._last + seconds, self._idle_is_up)
+        elif child.peek() is None:
+            self._over.set_result("idle")
+
+    def _stop_timers(self) -> None:
+        for timer in (self._timer, self._idle_timer, self._drain_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._idle_timer = self._drain_timer = None
+
+    # -- the end
+
+    def _exit_future(self) -> asyncio.Future[None]:
+        waiter = self._exit_waiter
+        if waiter is None:
+            waiter = self._exit_waiter = self._loop.create_future()
+            if self._has_exited:
+                waiter.set_result(None)
+        return waiter
+
+    def _tree(self, exit: asyncio.Future[None] | None) -> ProcessTree | Alone:
+        child, spec = self._child, self._spec
+        assert child is not None
+        if not spec.tree:
+            assert exit is not None
+            return Alone(child, exit)
+        session, leads_group = spec.start_new_session, spec.leads_group
+        return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
+
+    async def _end(self, *, leftovers: bool = False) -> None:
+        """Ends the tree; reads what there is to be read."""
+        self._is_ending = True
+        self._stop_timers()
+        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
+            if listener.is_busy and output.pump is not None:
+                output.pump.cancel()
+        if not self._is_connected:
+            self._connect()
+        if self._feeding is not None:
+            self._feeding.cancel()
+        # Whatever it was that happened: what is left to wait for is the end.
+        self._over = self._loop.create_future()
+        self._check()
+        for output in self._outputs:
+            output.watch()
+        exit = self._exit_future()
+        tree = self._tree(exit)
+        ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
+        try:
+            await ending.run()
+            self._left = ending.left
+            if not leftovers:
+                self._forced = ending.forced
+            if self._has_exited and not self._over.done():
+                self._is_late = leftovers
+                self._drain()
+                await ending.wait(self._over)
+        except BaseException:
+            tree.kill_at_once()
+            raise
+        finally:
+            self._cancelled = ending.cancelled
+            tree.close()
+
+    def _close_stdin(self) -> bool:
+        """Whether it was open."""
+        pipe = self._feed
+        if pipe is None or not pipe.is_open:
+            return False
+        pipe.close()
+        return True
+
+    def _stop_reading(self) -> None:
+        """A callback is busy though time is up."""
+        self._is_ending = True
+        self._stop_timers()
+        for output in self._outputs:
+            if output.pump is not None:
+                output.pump.cancel()
+            if not self._settings.ends_leftovers:
+                output.cut()
+
+    async def _end_tasks(self) -> None:
+        """Has iterators and callbacks end that nobody needs any more."""
+        tasks = {output.pump for output in self._outputs if output.pump is not None}
+        if self._feeding is not None and not self._feeding.done():
+            tasks.add(self._feeding)
+        if not tasks:
+            return
+        self._is_ending = True
+        for task in tasks:
+            task.cancel()
+        try:
+            _, busy = await asyncio.wait(tasks, timeout=MOST_FOR_TASKS)
+        except asyncio.CancelledError as error:
+            self._cancelled = error
+        else:
+            if busy:
+                logger.warning("callbacks of a run go on, though they were cancelled: %r", busy)
+
+    def _let_go(self) -> None:
+        """Closes what is ours."""
+        self._stop_timers()
+        if self._feed is not None:
+            self._feed.close()
+        for output in self._outputs:
+            output.close()
+
+    def _abandon(self) -> None:
+        """Ends it at once, without waiting."""
+        child = self._child
+        if child is None:
+            return
+        if child.error is None and self._spec.tree:
+            self._tree(None).kill_at_once()
+        self._let_go()
+        child.release()
+        child.abandon()
+
+    def _conclude(self, reason: Any) -> CompletedProcess[Any]:
+        """The result, or what is raised in its place."""
+        child, settings = self._child, self._settings
+        assert child is not None
+        self._let_go()
+        child.release()
+        if not self._has_exited:
+            child.abandon()  # and reaped, if it ever ends
+        result = self._result(reason)
+        error: BaseException | None = self._cancelled or self._error
+        # A traceback leads to this frame, and here to what has the traceback.
+        self._cancelled = self._error = None
+        self._report(result)
+        if error is not None:
+            try:
+                if not hasattr(error, "result"):
+                    error.result = result  # type: ignore[attr-defined]
+                raise error
+            finally:
+                del error
+        if not self._has_exited:
+            not_ended = NotEnded(result, process_state(child.pid))
+            if reason in ("timeout", "idle"):
+                raise not_ended from TimeoutExpired(result)
+            raise not_ended
+        if reason in ("timeout", "idle"):
+            raise TimeoutExpired(result)
+        if settings.check and not result.ok:
+            raise CalledProcessError(result)
+        return result
+
+    def _result(self, reason: Reason) -> CompletedProcess[Any]:
+        child, settings = self._child, self._settings
+        outputs: list[Any] = [None, None]
+        dropped = [0, 0]
+        for output in self._outputs:
+            try:
+                data = outputs[output.fd - 1] = output.sink.value()
+                if settings.text:
+                    outputs[output.fd - 1] = settings.value(data)
+            except (UnicodeError, MemoryError) as error:
+                self._error = self._error or error
+            if isinstance(output.sink, Bounded):
+                dropped[output.fd - 1] = output.sink.dropped
+        if self._error is not None and self._cancelled is None:
+            reason = "error"
+        return CompletedProcess(
+            settings.user_args,
+            None if child is None else child.returncode,
+            *outputs,
+            reason=reason,
+            duration=monotonic() - self._clock,
+            rusage=None if child is None else child.rusage,
+            pid=None if child is None else child.pid,
+            complete=all(output.has_ended for output in self._outputs),
+            dropped=(dropped[0], dropped[1]),
+            forced=self._forced,
+            left=self._left,
+            error=self._error,
+            name=settings.name,
+            accepted=settings.accepted,
+            encoding=settings.encoding,
+            errors=settings.errors,
+            timeout=settings.idle_timeout if reason == "idle" else settings.timeout,
+        )
+
+    def _report(self, result: CompletedProcess[Any]) -> None:
+        if not logger.isEnabledFor(20):
+            return
+        args = result.args
+        if result.name is not None:
+            what = repr(result.name)
+        elif isinstance(args, (str, bytes)):
+            what = "a shell command"
+        else:
+            what = f"{args[0]!r:.100} with {len(args) - 1} arguments"
+        logger.info(
+            "pid %s: %s: %s, returncode %s after %.3f s%s",
+            result.pid,
+            what,
+            result.reason,
+            result.returncode,
+            result.duration,
+            "" if result.complete else "; a pipe was still open",
+        )
+
+
+async def perform(settings: Settings) -> CompletedProcess[Any]:
+    """Runs a command."""
+    loop = asyncio.get_running_loop()
+    began = loop.time(), monotonic()
+    for pause in (*TEXT_BUSY_PAUSES, None):
+        run = Run(settings, loop, *began)
+        try:
+            return await run.perform()
+        except OSError as error:
+            if not run.could_not_start(error):
+                raise
+            if error.errno != errno.ETXTBSY or pause is None:
+                settings.explain(error)
+                raise
+        await asyncio.sleep(pause)
+    raise AssertionError("not reached")

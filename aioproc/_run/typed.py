@@ -1,0 +1,57 @@
+"""The types of run()'s options, for its overloads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, Awaitable, Callable, Container, Iterable, Mapping
+from typing import IO, Any, Literal, TypedDict
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+#: A stream that is inherited (None), DEVNULL, PIPE, a descriptor, an open file, or a path that is
+#: opened for the run. For stderr also STDOUT.
+Stream = int | IO[Any] | os.PathLike[str] | os.PathLike[bytes] | None
+
+BytesLike = bytes | bytearray | memoryview
+BytesInput = BytesLike | IO[bytes] | Iterable[BytesLike] | AsyncIterable[BytesLike] | Any
+Input = BytesInput | str | IO[str] | Iterable[str] | AsyncIterable[str]
+
+BytesCallback = Callable[[str, bytes], Awaitable[object] | object]
+TextCallback = Callable[[str, str], Awaitable[object] | object]
+
+Step = tuple[int | Literal["eof"], float]
+
+
+class RunOptions(TypedDict, total=False):
+    """All that does not depend on whether output is text."""
+
+    input: Input
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    capture_output: bool
+    check: bool | Container[int]
+    timeout: float | None
+    idle_timeout: float | None
+    stop: float | Iterable[Step]
+    drain: float
+    leftovers: Literal["leave", "kill"]
+    tree: bool
+    max_output: int | None
+    cwd: Path | None
+    env: Mapping[Any, Any] | None
+    env_update: Mapping[Any, Any] | None
+    name: str | None
+    executable: Path | None
+    close_fds: bool
+    pass_fds: Iterable[int]
+    start_new_session: bool | None
+    process_group: int | None
+    user: str | int | None
+    group: str | int | None
+    extra_groups: Iterable[str | int] | None
+    umask: int
+    preexec_fn: Callable[[], Any] | None
+    restore_signals: bool
+    pipesize: int
+    startupinfo: Any
+    creationflags: int
