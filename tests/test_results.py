@@ -10,6 +10,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,7 +259,7 @@ def test_a_called_process_error_is_the_standard_librarys() -> None:
     for name in ("returncode", "cmd", "output", "stdout", "stderr"):
         assert getattr(error, name) == getattr(theirs, name), name
     assert error.result is result
-    assert error.args == (result,)
+    assert error.args == CalledProcessError(result=result).args == (result,)
     assert isinstance(error, ProcessError)
     assert isinstance(error, subprocess.SubprocessError)
 
@@ -415,16 +416,17 @@ def test_the_line_of_an_error() -> None:
         ([b"caf\xc3\xa9", "日本"], "'café' '日本'"),
         ("make -j 2 | tee log", "make -j 2 | tee log"),
         (b"make\r\n", r"make\r\n"),
+        ([Path("a b"), "c"], "'a b' c"),
+        (Path("a b"), "a b"),
     ],
 )
 def test_the_command(args: Any, expected: str) -> None:
     assert line(CalledProcessError(of(args=args))).partition(": ")[0] == expected
 
 
-@posix_only("bytes that are no text")
 def test_a_command_that_is_no_text() -> None:
-    text = line(CalledProcessError(of(args=[b"x\xff"])))
-    assert text.startswith(r"'x\udcff': ")
+    assert line(CalledProcessError(of(args=[b"x\xff"]))).startswith(r"'x\xff': ")
+    assert line(CalledProcessError(of(args=["x\udcff"]))).startswith(r"'x\udcff': ")
 
 
 @pytest.mark.parametrize("args", ["x" * 5000, ["x" * 5000], ["y z"] * 5000, ["\n" * 190]])
@@ -432,6 +434,11 @@ def test_a_long_command(args: Any) -> None:
     command = line(CalledProcessError(of(args=args))).partition(": ")[0]
     assert len(command) == 200
     assert command.endswith("...")
+
+
+def test_no_more_of_a_command_is_looked_at_than_is_shown() -> None:
+    args = ["x" * 300, object()]
+    assert "..." in line(CalledProcessError(of(args=args)))
 
 
 def after(result: CompletedProcess[Any]) -> str:
@@ -458,6 +465,8 @@ def test_the_output_does_nothing_to_a_terminal() -> None:
 
 def test_the_output_in_another_encoding() -> None:
     assert after(of(stderr=b"caf\x82", encoding="cp850")) == "café"
+    assert after(of(stderr=b"\xc3\xa9", encoding="ascii")) == "\ufffd\ufffd"
+    assert after(of(stderr=b"cafe", encoding="idna")) == "cafe"  # which does not replace
     # Windows' own ones, when it is read elsewhere.
     assert after(of(stderr=b"cafe", encoding="no such codec")) == "cafe"
 

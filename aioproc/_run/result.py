@@ -384,9 +384,12 @@ def _label(result: CompletedProcess[Any]) -> str:
     return _shortened(_escaped(text))
 
 
-def _decoded(part: Any) -> str:
-    # A message must not fail for what a caller has put into a result.
-    return os.fsdecode(part) if isinstance(part, (str, bytes, os.PathLike)) else str(part)
+def _decoded(part: str | bytes | os.PathLike[Any]) -> str:
+    part = os.fspath(part)
+    if isinstance(part, str):
+        return part
+    # os.fsdecode() would fail on Windows for bytes that are no text.
+    return part.decode(sys.getfilesystemencoding(), "backslashreplace")
 
 
 def _outcome(result: CompletedProcess[Any], timeout: float | None = None) -> str:
