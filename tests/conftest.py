@@ -62,6 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: takes long; part of tools/check.py --full")
     config.addinivalue_line("markers", "root: needs to be root")
+    config.addinivalue_line("markers", "primary: on the first backend and loop alone, unless")
+    config.addinivalue_line("markers", "everywhere: on all of them")
     config.addinivalue_line("markers", "wine(reason): Wine does it in another way; fails there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As a shell starts what is to run in the background. Children would inherit it.
@@ -163,10 +165,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("aside", asides, ids="-".join)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    loop_names, names = list(loops(config)), subjects(config)
+
     def pointless(item: pytest.Item) -> bool:
         others = ("uvloop", "selector" if WINDOWS else "uvloop", "winloop")
-        return "oracle" in item.name and any(name in item.name for name in others)
+        if "oracle" in item.name and any(name in item.name for name in others):
+            return True
+        if item.get_closest_marker("primary") and not item.get_closest_marker("everywhere"):
+            parts = item.name.partition("[")[2].rstrip("]").split("-")
+            return any(part in parts for part in (*loop_names[1:], *names[1:]))
+        return False
 
     items[:] = [item for item in items if not pointless(item)]
     if WINDOWS:

@@ -107,7 +107,7 @@ class Settings:
         self._shell = shell
         self._program = program
         self._args = args
-        if not args and isinstance(program, (list, tuple)):
+        if not args and not shell and isinstance(program, (list, tuple)):
             raise TypeError(
                 f"{function}() takes the program and its arguments one by one: "
                 f"{function}(*command)"
@@ -172,9 +172,12 @@ class Settings:
         #: Whether it matters when something comes.
         self.listens = self.on_output is not None or self.on_line is not None
         self.is_in_a_hurry = self.listens or idle_timeout is not None or self.source is not None
-        self._spec: SpawnSpec | None = None
-        if not self._has_paths:
-            self._build(streams)
+        # All is judged before any file is opened.
+        self._spec = self._build(
+            [DEVNULL if isinstance(one, os.PathLike) else one for one in streams]
+            if self._has_paths
+            else streams
+        )
 
     # -- one after the other
 
@@ -279,21 +282,18 @@ class Settings:
                 add_note(error, "give text=True, or input=text.encode()")
                 raise error
             input = self.encode(input)
-        elif isinstance(input, (bytes, bytearray, memoryview)):
-            if self.text:
-                raise TypeError(f"input must be str with text=True, not {type(input).__name__}")
-        elif hasattr(input, "read") or hasattr(input, "__aiter__") or hasattr(input, "__iter__"):
-            self.source = input
-            return
-        else:
-            try:
-                input = memoryview(input)  # an array
-            except TypeError:
-                raise TypeError(
-                    "input must be bytes, a str with text=True, a file or an iterable of "
-                    f"chunks, not {input!r:.100}"
-                ) from None
-        view = memoryview(input)
+        elif self.text and isinstance(input, (bytes, bytearray, memoryview)):
+            raise TypeError(f"input must be str with text=True, not {type(input).__name__}")
+        try:
+            view = memoryview(input)
+        except TypeError:
+            if any(hasattr(input, name) for name in ("read", "__aiter__", "__iter__")):
+                self.source = input
+                return
+            raise TypeError(
+                "input must be bytes, a str with text=True, a file or an iterable of chunks, "
+                f"not {input!r:.100}"
+            ) from None
         flat = view.contiguous and view.nbytes
         self.data = view.cast("B") if flat else memoryview(bytes(view))
 
@@ -327,7 +327,7 @@ class Settings:
 
     def spec(self, opened: list[Any]) -> SpawnSpec:
         """What to spawn. What is opened for it, for it to close, goes to `opened`."""
-        if self._spec is not None and not self._has_paths:
+        if not self._has_paths:
             return self._spec
         streams = []
         for number, stream in enumerate(self._streams):
@@ -340,10 +340,9 @@ class Settings:
     def _build(self, streams: Iterable[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams
         try:
-            self._spec = SpawnSpec.build(
+            return SpawnSpec.build(
                 self._command, stdin=stdin, stdout=stdout, stderr=stderr, **self._options
             )
-            return self._spec
         except TypeError as error:
             refuse_unknown(self._function, self._options, _OWN, INSTEAD)
             if not self._shell:
@@ -353,7 +352,6 @@ class Settings:
     def explain(self, error: OSError) -> None:
         """Says what may have been meant by a command that could not be started."""
         if isinstance(error, FileNotFoundError) and not self._shell:
-            assert self._spec is not None
             explain_missing(error, self._spec, "run_shell")
 
 

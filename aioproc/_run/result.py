@@ -139,7 +139,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         That is 0, if run() was not told otherwise by ``check``. What had to be ended is
         never ok, even if it returned 0 then.
         """
-        return self.reason == "exit" and self.returncode in self._accepted
+        return self.reason in ("exit", "signal") and self.returncode in self._accepted
 
     @property
     def text(self) -> str:

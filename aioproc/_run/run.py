@@ -45,19 +45,17 @@ BUSY_PAUSE = 0.05
 
 
 class Alone:
-    """Stands for the tree of a child that is run without one."""
+    """Stands for the tree of a child that is run without one: nobody looks."""
 
-    def __init__(self, child: Child, exit: asyncio.Future[None]) -> None:
+    def __init__(self, child: Child) -> None:
         self._child = child
-        self._exit = exit
 
     async def signal(self, number: int) -> int | None:
         self._send(number)
         return None
 
     async def gone(self, seconds: float) -> bool | None:
-        await asyncio.wait([self._exit], timeout=seconds)
-        return self._exit.done()
+        return None
 
     async def kill(self) -> list[int] | None:
         self.kill_at_once()
@@ -434,12 +432,11 @@ class Run:
                 waiter.set_result(None)
         return waiter
 
-    def _tree(self, exit: asyncio.Future[None] | None) -> ProcessTree | Alone:
+    def _tree(self) -> ProcessTree | Alone:
         child, spec = self._child, self._spec
         assert child is not None
         if not spec.tree:
-            assert exit is not None
-            return Alone(child, exit)
+            return Alone(child)
         session, leads_group = spec.start_new_session, spec.leads_group
         return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
 
@@ -460,7 +457,7 @@ class Run:
         for output in self._outputs:
             output.watch()
         exit = self._exit_future()
-        tree = self._tree(exit)
+        tree = self._tree()
         ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
         try:
             await ending.run()
@@ -528,7 +525,7 @@ class Run:
         if child is None:
             return
         if child.error is None and self._spec.tree:
-            self._tree(None).kill_at_once()
+            self._tree().kill_at_once()
         self._let_go()
         child.release()
         child.abandon()
@@ -543,7 +540,9 @@ class Run:
             child.abandon()  # and reaped, if it ever ends
         result = self._result(reason)
         error: BaseException | None = self._cancelled or self._error
-        # A traceback leads to this frame, and here to what has the traceback.
+        # Nothing shall wait for the garbage collector: the outputs lead back here, and so does
+        # a traceback to this frame.
+        self._outputs, self._listeners = (), ()
         self._cancelled = self._error = None
         self._report(result)
         if error is not None:
