@@ -17,7 +17,9 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import Job, _backends
 from aioproc._asyncio import process as process_module
+from aioproc._spec.spec import SpawnSpec
 from aioproc._trees import JobTree, job_tree
+from aioproc._trees import tree_of as make_tree
 from aioproc._trees.waiting import until, wake
 from conftest import FUSE, Loop, is_alive, run, settle
 from helpers import TESTS, environment
@@ -397,6 +399,30 @@ def test_after_the_loop(aioproc: Any, new_loop: Any, family: list[int]) -> None:
     assert process.returncode == 1
     assert gone(family[0]) if has_jobs() else is_alive(family[0])
     process._transport.close()
+
+
+@pytest.mark.parametrize("asks_first", [False, True])
+@pytest.mark.asyncio
+async def test_a_child_that_is_only_about_to_start(aioproc: Any, asks_first: bool) -> None:
+    """By a lazy spawn, after which nobody waits for it."""
+    loop = asyncio.get_running_loop()
+    spec = SpawnSpec.build(SLEEP, stdin=NULL, tree=True)
+    child = _backends.current().spawn(spec, loop, lazy=True)
+    ended: asyncio.Future[None] = loop.create_future()
+    child.on_exit = functools.partial(ended.set_result, None)
+    tree = make_tree(child, session=False, leads_group=spec.leads_group, mark="")
+    if not has_jobs():
+        assert await tree.kill() is None
+    elif asks_first:  # what cannot be asked yet
+        assert await tree.signal(signal.SIGTERM) == 1
+        assert await tree.gone(FUSE) is True
+    else:
+        tree.close()  # too early
+        assert await tree.alive() == 1
+        assert await tree.kill() == []
+    await ended
+    assert child.returncode == 1
+    tree.close()
 
 
 # -- in each other
