@@ -134,7 +134,7 @@ class JobTree:
         try:
             if job is None or self._is_starting():
                 self._child.send_signal(signal.SIGTERM)
-            if job is not None:
+            else:
                 job.terminate(1)
         except (ProcessLookupError, PermissionError):
             pass  # it has ended, or it is protected
