@@ -75,6 +75,8 @@ class JobTree:
         # Again, if one has been in the midst of starting another.
         if await self._until_gone(KILL_TIME, terminate=True):
             return []
+        if self._child.job is None:
+            return None  # it has turned out to be in none
         try:
             return job.pids()
         except ValueError:
