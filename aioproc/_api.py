@@ -209,7 +209,9 @@ async def create_subprocess_exec(
         it: by send_signal(tree=True), kill_tree() and `async with`. Such a child gets a
         variable AIOPROC_TREE in its environment and, unless stdin is inherited or
         start_new_session or process_group are given, a session of its own: without our
-        terminal and its Ctrl-C. Not in asyncio. (docs/semantics.md, "Trees")
+        terminal and its Ctrl-C. On Windows it is put into a job object, and its session is a
+        process group (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there.
+        Not in asyncio. (docs/semantics.md, "Trees")
     kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
         pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
         preexec_fn, restore_signals, pipesize, bufsize=0; on Windows also startupinfo and

@@ -111,15 +111,16 @@ async def test_the_end_of_a_block_comes_with_that_of_the_last(aioproc: Any) -> N
     """The grace is for all of them: here the last needs a moment, and gets it."""
     code = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: None)
+asked = {signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, asked)
 pid = os.fork()
 if pid == 0:
     os.write(1, b"ready\\n")
-    signal.pause()
+    signal.sigwait(asked)
     time.sleep(0.1)
     os.write(1, b"done\\n")
     os._exit(0)
-signal.pause()
+signal.sigwait(asked)
 """
     async with await aioproc.create_subprocess_exec(
         *python(code), stdin=NULL, stdout=PIPE, tree=True

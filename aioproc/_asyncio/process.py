@@ -348,8 +348,9 @@ class Process(asyncio.subprocess.Process):
         tree: also to all that the child has started, which has to be asked for when it is
             created (create_subprocess_exec's `tree`; RuntimeError otherwise). The members
             are looked for in a thread, so that they may have it a moment later, and nobody
-            is told of those that refuse it, or of a child that has ended before. Not in
-            asyncio.
+            is told of those that refuse it, or of a child that has ended before. On Windows:
+            SIGTERM ends all of them, CTRL_BREAK_EVENT is for a child's process group, if it
+            has got one; anything else is a ValueError. Not in asyncio.
 
         ProcessLookupError: the child has been reaped. OSError: the system refuses (no such
         signal, or a child of another user). TypeError: no integer.
@@ -366,7 +367,8 @@ class Process(asyncio.subprocess.Process):
         return tree
 
     async def kill_tree(self) -> list[int] | None:
-        """End the child and all that it has started, by SIGKILL.
+        """End the child and all that it has started, by SIGKILL; on Windows by terminating
+        the job that they are in.
 
         What counts is who lives: members that have left the child's session are found by
         their parents and by a mark in their environment (docs/semantics.md). It takes a few
@@ -375,7 +377,7 @@ class Process(asyncio.subprocess.Process):
         Returns:
             The pids of members that cannot be ended: those of another user, or such as the
             kernel does not let go of just now. None where nobody can look: then the child
-            and its process group have been ended.
+            and its process group have been ended, on Windows the child.
 
         Raises:
             RuntimeError: The process was created without tree=True.

@@ -57,7 +57,7 @@ class JobTree:
 
     async def alive(self) -> int | None:
         """How many members are alive; None where nobody can look."""
-        return None if self._child.job is None else self._active()
+        return None if self._child.job is None else max(self._active(), self._is_starting())
 
     async def gone(self, seconds: float) -> bool | None:
         """Waits for the end of all members, at most so long. Whether they have ended; None
@@ -75,6 +75,8 @@ class JobTree:
         # Again, if one has been in the midst of starting another.
         if await self._until_gone(KILL_TIME, terminate=True):
             return []
+        if self._child.job is None:
+            return None  # it has turned out to be in none
         try:
             return job.pids()
         except ValueError:
@@ -87,7 +89,7 @@ class JobTree:
     def close(self) -> None:
         """Nothing is to be ended any more. Whoever is left goes on."""
         job = self._child.job
-        if job is not None and not self._active():
+        if job is not None and self._is_gone():
             job.close()
         # Else it is closed with the child, and by itself with the last of them.
 
@@ -108,7 +110,12 @@ class JobTree:
     def _is_gone(self) -> bool:
         if self._child.job is None:
             return self._child.peek() is not None
-        return not self._active()
+        return not self._is_starting() and not self._active()
+
+    def _is_starting(self) -> bool:
+        """It was spawned lazily, and may not be in its job yet."""
+        child = self._child
+        return not child.pid and child.error is None and child.peek() is None
 
     def _active(self) -> int:
         job = self._child.job
@@ -120,7 +127,7 @@ class JobTree:
 
     def _ask(self) -> bool:
         """Whether members have been asked to end."""
-        if not self._leads_group or self._child.peek() is not None:
+        if not self._leads_group or not self._child.pid or self._child.peek() is not None:
             return False
         try:
             self._child.send_signal(_CTRL_BREAK)
@@ -131,7 +138,7 @@ class JobTree:
     def _terminate(self) -> None:
         job = self._child.job
         try:
-            if job is None:
+            if job is None or self._is_starting():
                 self._child.send_signal(signal.SIGTERM)
             else:
                 job.terminate(1)

@@ -125,7 +125,8 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request,
  * closed. Also for orphans. */
 int ap_abandon(int64_t token);
 
-/* TerminateProcess with exit code 1. -ERROR_INVALID_PARAMETER, which stands for an
+/* TerminateProcess with exit code 1; once it is there, of a child that is only about to
+ * start. -ERROR_INVALID_PARAMETER, which stands for an
  * unknown process in Windows too, for a token that is gone. 0 for a child that has
  * ended and not been told of. */
 int ap_terminate(int64_t token);

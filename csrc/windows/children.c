@@ -79,9 +79,10 @@ bool child_look(ap_child *child) {
   return true;
 }
 
-/* Kills it if it runs. */
+/* Kills it if it runs, or is about to. */
 static int terminate(ap_child *child) {
   DWORD code;
+  if (child->state == CHILD_CREATING) child->doomed = true;
   if (child->state != CHILD_RUNNING || TerminateProcess(child->process, 1)) return 0;
   int error = failure();
   /* Access is denied when it has ended, or is about to, with a code already. */

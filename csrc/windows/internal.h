@@ -64,6 +64,7 @@ struct ap_child {
   DWORD pid;
   DWORD jobs_left_out;
   DWORD error;     /* CHILD_FAILED */
+  bool doomed;     /* to be killed as soon as it is there */
   bool abandoned;  /* nobody wants its completions; dead, or about to be */
   bool started;    /* AP_STARTED has been told */
   bool unwatched;  /* nothing will announce its exit */

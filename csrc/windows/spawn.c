@@ -134,8 +134,8 @@ static void carry_out(ap_plan *plan) {
     child->pid = created.dwProcessId;
     child->jobs_left_out = plan->jobs_left_out;
   }
+  if (child->process && child->doomed) TerminateProcess(child->process, 1);
   if (child->abandoned) {
-    if (child->process) TerminateProcess(child->process, 1);
     child_free(child);
   } else if (child->port) {
     port_post(child->port->iocp, KEY_STARTED, child->token);

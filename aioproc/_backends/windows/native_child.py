@@ -40,7 +40,7 @@ def _usage(completion: Any) -> ResourceUsage | None:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_killed", "_port", "_token", "in_jobs", "job")
+    __slots__ = ("_killed", "_look_due", "_port", "_token", "in_jobs", "job")
 
     def __init__(self, port: Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
         super().__init__(0, stdio)  # without a pid until `started`
@@ -50,6 +50,8 @@ class NativeChild(BaseChild):
         self._token = token
         #: By __del__.
         self._killed = False
+        #: A look that came before it had started.
+        self._look_due = False
         #: Whether it is to be in job objects that the caller has given.
         self.in_jobs = False
         self.job: Job | None = None
@@ -130,6 +132,15 @@ class NativeChild(BaseChild):
         # A loop that goes on after shutdown_asyncgens() asks before there is an answer.
         if self.pid or self.has_ended():
             super().tell()
+        if self._look_due and self.pid:
+            self._look_due = False
+            super().look()
+
+    def look(self) -> None:
+        if self.pid:
+            super().look()
+        else:
+            self._look_due = True
 
     def _failure(self, number: int) -> OSError:
         if self.in_jobs and number in (ERROR_ACCESS_DENIED, ERROR_NOT_SUPPORTED):
