@@ -91,6 +91,10 @@ class ReadEnd(Protocol):
     def readinto(self, buffer: bytearray, /) -> int:
         """As read, into a buffer; 0 at the end."""
 
+    def is_arriving(self) -> bool:
+        """Whether something has come that read() will give soon, and does not yet. Never of
+        one that is lazy."""
+
     def watch(self, callback: Callable[[], None], /) -> None:
         """Calls back in the loop whenever read() has something to give. To be called in the
         contextvars that the callback is to have: a loop keeps them."""

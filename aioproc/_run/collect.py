@@ -17,7 +17,8 @@ HALF = habits.PIPE_HOLDS // 2
 #: holds, so that nothing is missed that the child has written, and no more, since others may
 #: write for ever.
 LAST_OF_ALL = 1024 * 1024
-#: Seconds between two looks at a pipe that the loop cannot watch.
+#: Seconds between two looks at a pipe that the loop cannot watch, or at one that is about to
+#: give something.
 LOOK_AGAIN = 0.01
 
 
@@ -136,7 +137,8 @@ class Output:
         """What is in the pipe by now is read; it ends with that."""
         if not self.is_open:
             return
-        self._left = LAST_OF_ALL
+        if self._left is None:
+            self._left = LAST_OF_ALL
         if self._waiter is not None:
             self._wake()  # chunk() sees to it
             return
@@ -146,7 +148,13 @@ class Output:
             if self.sink.size == before:
                 break
             self._left -= self.sink.size - before
-        self._stop()
+        if self._left > 0 and self._is_arriving():
+            asyncio.get_running_loop().call_later(LOOK_AGAIN, self.cut)
+        else:
+            self._stop()
+
+    def _is_arriving(self) -> bool:
+        return self.is_open and not self._end.is_lazy and self._end.is_arriving()
 
     def close(self) -> None:
         """Whatever comes now does not count any more."""
@@ -225,9 +233,12 @@ class Output:
             try:
                 data = self._end.read(READ_SIZE)
             except (BlockingIOError, InterruptedError):
-                if self._left is not None:
+                if self._left is None:
+                    await self._more()
+                elif self._is_arriving():
+                    await asyncio.sleep(LOOK_AGAIN)
+                else:
                     break
-                await self._more()
                 continue
             except (OSError, MemoryError) as exc:
                 self._ended(exc)

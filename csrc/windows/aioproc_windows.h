@@ -159,6 +159,10 @@ int ap_pipe_read(ap_pipe *pipe, uint32_t size);
 /* What was read, until the next read. */
 char *ap_pipe_data(ap_pipe *pipe);
 
+/* Of a read that AP_READ is to tell of: 1 if that is on its way, since the system has ended
+ * the read (or a write of no bytes has, and it is about to go on). */
+int ap_pipe_arriving(ap_pipe *pipe);
+
 /* Takes up to n bytes and returns how many. -AP_PENDING: what was taken before has
  * not gone out; AP_WRITTEN will come. -error: it never will. */
 int ap_pipe_write(ap_pipe *pipe, const char *data, uint32_t n);

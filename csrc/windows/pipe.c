@@ -186,6 +186,14 @@ int ap_pipe_read(ap_pipe *pipe, uint32_t size) {
   return end_or_error(result);
 }
 
+int ap_pipe_arriving(ap_pipe *pipe) {
+  lock();
+  bool arriving =
+      !pipe->read.pending || HasOverlappedIoCompleted(&pipe->read.overlapped);
+  unlock();
+  return arriving;
+}
+
 char *ap_pipe_data(ap_pipe *pipe) { return pipe->read.buffer; }
 
 int ap_pipe_write(ap_pipe *pipe, const char *data, uint32_t n) {

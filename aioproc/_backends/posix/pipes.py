@@ -113,6 +113,9 @@ class FdReadEnd(_End):
     def readinto(self, buffer: bytearray) -> int:
         return os.readv(self._fd, (buffer,))
 
+    def is_arriving(self) -> bool:
+        return False
+
     def watch(self, callback: Callable[[], None]) -> None:
         if not self._watched and self._fd >= 0:
             self._watched = True

@@ -116,6 +116,9 @@ class PipeReadEnd(_End):
         buffer[: len(data)] = data
         return len(data)
 
+    def is_arriving(self) -> bool:
+        return self._operation is not None and not self._operation.pending
+
     def _fetch(self) -> bool:
         """Gets data; False at the end, BlockingIOError when there is none yet."""
         self._check()

@@ -183,6 +183,9 @@ class PipeReadEnd(_End):
         self._took(n)
         return n
 
+    def is_arriving(self) -> bool:
+        return self._pending and self._pipe is not None and bool(lib.ap_pipe_arriving(self._pipe))
+
     def enlarge(self) -> bool:
         self._size = _LARGE
         return True
