@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Protocol
 
 from .._backends.base import logger
@@ -112,10 +113,12 @@ class Ending:
         return gone
 
     async def _all_gone(self, seconds: float) -> bool | None:
+        end = monotonic() + seconds
         gone = await self._wait_for_grace(self._tree.gone(seconds))
         if gone is None:
-            # The child alone, then.
-            await self._wait_for_grace(asyncio.wait([self._exit], timeout=seconds))
+            # The child alone, then. A tree without anybody else may have waited for it.
+            left = max(0.0, end - monotonic())
+            await self._wait_for_grace(asyncio.wait([self._exit], timeout=left))
         return None if gone is None else bool(gone)
 
     async def _wait_for_grace(self, awaitable: Awaitable[Any]) -> Any:
