@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import _backends
 from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, logger
-from .._backends.system import process_state
+from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
 from .._sink import Sink
 from .._spec.spec import SpawnSpec
@@ -325,8 +325,9 @@ class Run:
         child = self._child
         assert child is not None
         if child.error is not None:
-            if not self._over.done():
+            if not self._is_ending and not self._over.done():
                 self._over.set_exception(child.error)
+            self._tell_exit()
             return
         if not self._is_connected:
             try:
@@ -334,9 +335,7 @@ class Run:
             except BaseException as error:
                 self._fail(error)
         self._has_exited = True
-        waiter = self._exit_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._tell_exit()
         if self._open:
             self._wants_last = True
             for output in self._outputs:
@@ -344,6 +343,11 @@ class Run:
             if self._open and not self._is_ending:
                 self._drain()
         self._check()
+
+    def _tell_exit(self) -> None:
+        waiter = self._exit_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _check(self) -> None:
         if self._has_exited and not self._open and not self._over.done():
@@ -428,7 +432,8 @@ class Run:
         waiter = self._exit_waiter
         if waiter is None:
             waiter = self._exit_waiter = self._loop.create_future()
-            if self._has_exited:
+            assert self._child is not None
+            if self._has_exited or self._child.error is not None:
                 waiter.set_result(None)
         return waiter
 
@@ -442,6 +447,8 @@ class Run:
 
     async def _end(self, *, leftovers: bool = False) -> None:
         """Ends the tree; reads what there is to be read."""
+        child = self._child
+        assert child is not None
         self._is_ending = True
         self._stop_timers()
         for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
@@ -461,11 +468,14 @@ class Run:
         ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
         try:
             await ending.run()
+            if child.error is not None:  # there has been nobody
+                raise ending.cancelled or child.error
             self._left = ending.left
             if not leftovers:
                 self._forced = ending.forced
             if self._has_exited and not self._over.done():
-                self._is_late = leftovers
+                # On Windows a pipe ends a moment after whoever has held it.
+                self._is_late = leftovers and not (WINDOWS and ending.left == [])
                 self._drain()
                 await ending.wait(self._over)
         except BaseException:
