@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound="tuple[Any, float]")
 
 WINDOWS = sys.platform == "win32"
+
+#: 0 is the other of the console's events there.
+CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", 1)
 
 _kernel32: Any = None
 if sys.platform == "win32":
@@ -37,22 +43,39 @@ def check_stop_signal(number: int) -> None:
         if number not in signal.valid_signals():
             raise ValueError(f"there is no signal {number}")
         return
-    events = [getattr(signal, name) for name in ("CTRL_C_EVENT", "CTRL_BREAK_EVENT")]
-    if number not in (signal.SIGTERM, *events):
+    if number not in (signal.SIGTERM, CTRL_BREAK):
+        # Whoever leads a process group does not hear of CTRL_C_EVENT, and nobody else can be
+        # given it without us.
         raise ValueError(
-            f"Windows has no signal {number}: a step of stop can be SIGTERM, CTRL_BREAK_EVENT "
-            "or CTRL_C_EVENT there"
+            f"no signal {number} can be given on Windows: a step of stop can be SIGTERM or "
+            "CTRL_BREAK_EVENT there"
         )
+
+
+def possible_steps(steps: list[T], leads_group: bool) -> list[T]:
+    """Those steps of an ending of which the child can hear."""
+    if not WINDOWS or leads_group:
+        return steps
+    # Console events are for process groups, and there are no signals.
+    return [step for step in steps if step[0] == "eof"]
 
 
 def process_state(pid: int) -> str | None:
     """The letter of a process's state, as ps shows it; None where nobody knows."""
+    if WINDOWS:
+        return None  # under Wine there is a /proc, with other numbers
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # What precedes it is the program's name, in which anything may stand.
             return file.read().rpartition(b")")[2].split()[0].decode()
     except (OSError, IndexError, UnicodeDecodeError):
         return None
+
+
+def find_shell(shell: Any) -> Any:
+    """A shell as `executable` wants it."""
+    # With that, CreateProcess looks in no PATH, and wants the whole name.
+    return shutil.which(shell) or shell if WINDOWS else shell
 
 
 def shell_flag(shell: Any) -> list[str] | None:

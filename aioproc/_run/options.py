@@ -159,7 +159,7 @@ class Settings:
             flag = None if shell_program is None else system.shell_flag(shell_program)
             if flag is None:
                 options["shell"] = True
-                options["executable"] = shell_program
+                options["executable"] = shell_program and system.find_shell(shell_program)
             else:
                 command = (shell_program, *flag, command)
         options["cwd"] = cwd
@@ -178,6 +178,7 @@ class Settings:
             if self._has_paths
             else streams
         )
+        self.steps = system.possible_steps(self.steps, self._spec.leads_group)
 
     # -- one after the other
 

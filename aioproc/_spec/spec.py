@@ -180,10 +180,9 @@ class SpawnSpec:
             windows.refuse_posix(preexec_fn, pass_fds, user, group, extra_groups)
             windows.judge_strings(self, args, shell, executable, cwd, env)
             windows.judge_startup(self, startupinfo, creationflags, close_fds, shell)
-            if tree:
-                if start_new_session is None:
-                    start_new_session = stdin is not None
-                windows.judge_group(self, bool(start_new_session))
+            if start_new_session is None:
+                start_new_session = stdin is not None
+            windows.judge_group(self, tree and bool(start_new_session))
             return self
 
         if startupinfo is not None:

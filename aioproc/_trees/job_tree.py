@@ -6,14 +6,13 @@ import functools
 import signal
 
 from .._backends.base import Child
+from .._backends.system import CTRL_BREAK
 from .waiting import Waiters, until, wake
 
 #: Seconds that a kill takes at most.
 KILL_TIME = 1.0
 #: Seconds between two looks whether all have ended.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
-
-_CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", 1)
 
 
 class JobTree:
@@ -34,7 +33,7 @@ class JobTree:
         process group. From any thread."""
         if number == signal.SIGTERM:
             self._terminate()
-        elif number != _CTRL_BREAK:
+        elif number != CTRL_BREAK:
             raise ValueError(f"Unsupported signal for a tree: {number}")
         elif not self._leads_group:
             raise ValueError(
@@ -130,7 +129,7 @@ class JobTree:
         if not self._leads_group or not self._child.pid or self._child.peek() is not None:
             return False
         try:
-            self._child.send_signal(_CTRL_BREAK)
+            self._child.send_signal(CTRL_BREAK)
         except OSError:
             return False  # it has ended, or we have lost our console
         return True
