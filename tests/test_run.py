@@ -28,7 +28,6 @@ from aioproc._run import collect
 from conftest import run as run_loop
 from programs import (
     CAT,
-    NL,
     TEE,
     TRUE,
     WINDOWS,
@@ -64,7 +63,7 @@ async def test_a_command(aioproc: Any) -> None:
     assert type(done) is aioproc.CompletedProcess
     assert isinstance(done, subprocess.CompletedProcess)
     assert done.args == tuple(BOTH)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"out" + b"\n", b"err\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
     assert (done.reason, done.signal, done.ok, done.text) == ("exit", None, True, "out")
     assert (done.complete, done.dropped, done.forced, done.left) == (True, (0, 0), None, None)
     assert done.error is None
@@ -82,7 +81,7 @@ async def test_one_that_fails(aioproc: Any) -> None:
     assert isinstance(error, subprocess.CalledProcessError)
     assert isinstance(error, aioproc.ProcessError)
     assert error.returncode == error.result.returncode == 3
-    assert (error.output, error.stderr) == (b"out" + NL, b"err" + NL)
+    assert (error.output, error.stderr) == (b"out\n", b"err\n")
     assert error.cmd == tuple(FAILS)
     first, *rest = str(error).splitlines()
     assert "exit code 3" in first
@@ -425,7 +424,7 @@ async def test_both_callbacks_and_a_limit(aioproc: Any) -> None:
         on_line=lambda _, line: lines.append(line),
         max_output=10,
     )
-    whole = b"".join(b"%d%s" % (n, NL) for n in range(5000))
+    whole = b"".join(b"%d\n" % n for n in range(5000))
     assert b"".join(pieces) == b"".join(lines) == whole
     assert len(lines) == 5000
     assert len(done.stdout) == 10
