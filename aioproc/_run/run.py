@@ -47,14 +47,16 @@ BUSY_PAUSE = 0.05
 class Alone:
     """Stands for the tree of a child that is run without one: nobody looks."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, exit: asyncio.Future[None]) -> None:
         self._child = child
+        self._exit = exit
 
     async def signal(self, number: int) -> int | None:
         self._send(number)
         return None
 
     async def gone(self, seconds: float) -> bool | None:
+        await asyncio.wait([self._exit], timeout=seconds)
         return None
 
     async def kill(self) -> list[int] | None:
@@ -436,7 +438,7 @@ class Run:
         child, spec = self._child, self._spec
         assert child is not None
         if not spec.tree:
-            return Alone(child)
+            return Alone(child, self._exit_future())
         session, leads_group = spec.start_new_session, spec.leads_group
         return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
 
@@ -458,7 +460,8 @@ class Run:
             output.watch()
         exit = self._exit_future()
         tree = self._tree()
-        ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
+        steps, cancelled = self._settings.steps, self._cancelled
+        ending = Ending(tree, steps, exit, self._has_ended, self._close_stdin, cancelled)
         try:
             await ending.run()
             self._left = ending.left
@@ -474,6 +477,10 @@ class Run:
         finally:
             self._cancelled = ending.cancelled
             tree.close()
+
+    def _has_ended(self) -> bool:
+        """Also if nobody has noticed yet."""
+        return self._has_exited or (self._child is not None and self._child.peek() is not None)
 
     def _close_stdin(self) -> bool:
         """Whether it was open."""
