@@ -113,6 +113,8 @@ class Run:
     _cancelled: asyncio.CancelledError | None = None
     _forced: Any = None
     _left: list[int] | None = None
+    #: What has been raised is that.
+    could_not_start = False
 
     def __init__(
         self, settings: Settings, loop: asyncio.AbstractEventLoop, began: float, clock: float
@@ -146,26 +148,33 @@ class Run:
             else:
                 await self._end()
             await self._end_tasks()
-        except BaseException:
+        except BaseException as error:
             # The coroutine is closed, say, or there was no child.
+            self.could_not_start = self._child is None or self._child.error is error
             self._abandon()
+            self._forget()
             raise
-        return self._conclude(reason)
+        try:
+            return self._conclude(reason)
+        finally:
+            self._forget()
 
     async def _live(self) -> str:
         """Starts the child. Returns when it has ended, or is to be ended, and why."""
         try:
             await self._start()
-            return await self._over
+            reason = await self._over
         except asyncio.CancelledError as error:
             child = self._child
             if child is None or child.error is not None:
                 raise
             self._cancelled = error
             return "cancelled"
-
-    def could_not_start(self, error: BaseException) -> bool:
-        return self._child is None or self._child.error is error
+        if reason == "failed":
+            assert self._child is not None
+            assert self._child.error is not None
+            raise self._child.error
+        return reason
 
     async def _start(self) -> None:
         settings, loop = self._settings, self._loop
@@ -325,10 +334,11 @@ class Run:
 
     def _exited(self) -> None:
         child = self._child
-        assert child is not None
+        if child is None:
+            return  # nobody waits for it any more
         if child.error is not None:
             if not self._over.done():
-                self._over.set_exception(child.error)
+                self._over.set_result("failed")
             return
         if not self._is_connected:
             try:
@@ -537,6 +547,12 @@ class Run:
         child.release()
         child.abandon()
 
+    def _forget(self) -> None:
+        """Lets go of what holds us, and of errors, whose tracebacks do: no cycle is left to the
+        garbage collector. The output, of any size, would stay until it comes."""
+        self._child = self._cancelled = self._error = None
+        self._outputs = self._listeners = ()
+
     def _conclude(self, reason: Any) -> CompletedProcess[Any]:
         """The result, or what is raised in its place."""
         child, settings = self._child, self._settings
@@ -635,7 +651,7 @@ async def perform(settings: Settings) -> CompletedProcess[Any]:
         try:
             return await run.perform()
         except OSError as error:
-            if not run.could_not_start(error):
+            if not run.could_not_start:
                 raise
             if error.errno != errno.ETXTBSY or pause is None:
                 settings.explain(error)
