@@ -31,6 +31,7 @@ NUMBERS = {
     "epoll_create1": (291, 20),
     "getdents64": (217, 61),
     "ioctl(PIDFD_GET_INFO)": (16, 29),
+    "kill": (62, 129),
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
     "pidfd_send_signal(PROCESS_GROUP)": (424, 424),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import aioproc
 from programs import WINDOWS
 
 if WINDOWS:
@@ -18,7 +19,7 @@ if WINDOWS:
 from tools.bench import chart, peers, programs, report, targets
 from tools.bench.__main__ import QUICK_PEERS
 from tools.bench.results import Range, Results, Row
-from tools.bench.works import CURVES, WORKS
+from tools.bench.works import CURVES, WORKS, Setting
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,18 +87,66 @@ def test_large_outputs_and_many_at_once(ours, tmp_path):
     assert all(gap > 0 for by in rows["gather"]["values"].values() for gap in by["gap"])
 
 
+def test_run_against_what_others_have_of_the_kind(ours, tmp_path):
+    saved = tmp_path / "results.json"
+    works = "run-true-1,run-echo-32,run-cat-1,run-out,run-in,stream"
+    others = [
+        "c1",
+        "c2",
+        "asyncio",
+        "threads",
+        *(name for name in ("trio", "anyio") if peers.missing([name]) is None),
+        *(["communicate"] if ours == "native" else []),
+    ]
+    run = bench(
+        *("--only", works, "--peers", ",".join([ours, *others]), "--pairs", "1", "--count", "3"),
+        *("--json", str(saved)),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = {row["work"]: row for row in json.loads(saved.read_text())["rows"]}
+    everybody = {ours, *others}
+    for work, absent in (
+        ("run-true-1", {"c2"}),
+        ("run-echo-32", set()),
+        ("run-cat-1", {"c2"}),
+        ("run-out", {"c1", "c2"}),
+        ("run-in", {"c1", "c2"}),
+        ("stream", {"c1", "c2", "threads", "communicate"}),
+    ):
+        assert set(rows[work]["values"]) == everybody - absent
+    assert all(peak > 0 for by in rows["run-in"]["values"].values() for peak in by["peak"])
+
+
+@pytest.mark.parametrize("work", ["run-true-1", "run-echo-1"])
+def test_who_has_a_run_is_measured_by_it(ours, work, monkeypatch):
+    calls = []
+
+    async def noted(*command, **options):
+        calls.append(options)
+        return await run(*command, **options)
+
+    run = aioproc.run
+    monkeypatch.setattr(aioproc, "run", noted)
+    setting = Setting(ours, programs.Programs("/nowhere"), 2)
+    WORKS[work].measure(peers.PEERS[ours].make(), setting)
+    assert len(calls) == 2
+    # But for the streams, by its defaults.
+    assert all(options.keys() <= {"stdout", "stderr", "input"} for options in calls)
+
+
 @needs_go
 def test_go(tmp_path):
     saved = tmp_path / "results.json"
     run = bench(
-        *("--only", "spawn-1,cat-32,mib,heap", "--peers", "go,c1", "--pairs", "1"),
+        *("--only", "spawn-1,cat-32,run-true-1,run-cat-32,mib,heap", "--peers", "go,c1"),
+        *("--pairs", "1"),
         *("--count", "3", "--json", str(saved)),
     )
     assert run.returncode == 0, run.stderr
     data = json.loads(saved.read_text())
     assert "Go" in data["machine"]["packages"]
     rows = {row["work"]: row for row in data["rows"]}
-    for name in ("spawn-1", "cat-32", "mib"):
+    for name in ("spawn-1", "cat-32", "run-true-1", "run-cat-32", "mib"):
         assert all(value > 0 for (value,) in rows[name]["values"]["go"].values())
     assert set(rows["heap"]["values"]) == {"c1"}
 
@@ -130,6 +179,11 @@ def test_compiled_peers_check_what_they_read(program, tmp_path):
     for wrong in (size - 1, size + 1):
         bad = run("-o", str(wrong), *flood)
         assert (bad.returncode, bad.stdout) == (1, "")
+    loud = ["/bin/sh", "-c", "echo >&2"]
+    assert run("-o", "0", "-e", "/bin/sh", "-c", ":").returncode == 0
+    bad = run("-o", "0", "-e", *loud)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert run("-d", *loud).stderr == ""
     # No such thing to do: it fails.
     assert run(str(tmp_path / "child")).returncode == 1
 

@@ -20,10 +20,14 @@ from programs import WINDOWS
 if WINDOWS:
     pytest.skip("Windows has jobs for that: test_windows_trees.py", allow_module_level=True)
 
+import seccomp
+from aioproc import _backends
 from aioproc._asyncio import process as process_module
 from aioproc._spec import mark
+from aioproc._trees import scanning
 from aside import PROC, Aside, settle
 from conftest import FUSE, is_alive
+from conftest import settle as settle_now
 from programs import TRUE, python
 
 pytestmark = pytest.mark.skipif(not PROC, reason="nobody can look without /proc")
@@ -129,6 +133,52 @@ signal.sigwait(asked)
         reader = asyncio.create_task(process.stdout.read())
         await asyncio.sleep(0)
     assert await reader == b"done\n"
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system where nobody can look for processes."""
+    assert settle_now(lambda: scanning.scanning._thread is None)
+    monkeypatch.setattr(_backends, "open_scanner", lambda: None)
+
+
+@pytest.mark.asyncio
+async def test_the_grace_where_nobody_can_look(aioproc: Any, blind: None) -> None:
+    code = (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "print('ready', flush=True)\nsignal.sigwait([signal.SIGTERM])\nraise SystemExit(7)"
+    )
+    async with await aioproc.create_subprocess_exec(
+        *python(code), stdout=PIPE, tree=True
+    ) as process:
+        assert await process.stdout.readline() == b"ready\n"
+    assert process.returncode == 7
+    with pytest.raises(aioproc.TimeoutExpired) as caught:
+        await aioproc.run("sh", "-c", "sleep 1000 & exec sleep 1000", timeout=0.3)
+    result = caught.value.result
+    assert (result.returncode, result.forced, result.left) == (-signal.SIGTERM, "stop", None)
+
+
+REFUSED = """
+import errno, seccomp
+from aioproc import _backends
+async def main():
+    process = await aioproc.create_subprocess_exec(
+        "sh", "-c", "read x", stdin=aioproc.PIPE, tree=True)
+    # As with a setuid program; and nobody can look.
+    _backends.open_scanner = lambda: None
+    seccomp.deny(dict.fromkeys(("kill", "pidfd_send_signal"), errno.EPERM))
+    assert await asyncio.wait_for(process.kill_tree(), 30) == [process.pid]
+    process.stdin.close()
+    assert await process.wait() == 1
+    print("ok")
+run(main())
+"""
+
+
+@pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers, or no ctypes")
+def test_one_that_may_not_be_ended_where_nobody_can_look(aside: Aside) -> None:
+    assert aside.run(REFUSED) == "ok\n"
 
 
 @pytest.mark.asyncio

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from time import monotonic
 from typing import Any, Protocol
 
 from .._backends.base import logger
@@ -36,14 +35,16 @@ class Ending:
         tree: _Tree,
         steps: Sequence[tuple[Any, float]],
         exit: asyncio.Future[None],
+        has_ended: Callable[[], bool],
         close_stdin: Callable[[], bool],
         cancelled: asyncio.CancelledError | None,
     ) -> None:
-        """exit: done when the child has ended. close_stdin: whether it was open. cancelled:
-        what has brought this about."""
+        """exit: done when the child's end has been noticed. has_ended: whether it has come.
+        close_stdin: whether it was open. cancelled: what has brought this about."""
         self._tree = tree
         self._steps = steps
         self._exit = exit
+        self._has_ended = has_ended
         self._close_stdin = close_stdin
         #: The first that came.
         self.cancelled = cancelled
@@ -65,7 +66,7 @@ class Ending:
         if gone:
             self.left = []
             return
-        if gone is False or not self._exit.done():
+        if gone is False or not self._has_ended():
             self.forced = "kill"
         logger.debug("what is left is killed")
         self.left = await self.wait(self._kill())
@@ -107,19 +108,10 @@ class Ending:
                 if await self.wait(self._signal(action)) == 0:
                     return True
             self.forced = "stop"
-            gone = await self._all_gone(grace)
-            if gone or (gone is None and self._exit.done()):
+            gone = await self._wait_for_grace(self._tree.gone(grace))
+            if gone or (gone is None and self._has_ended()):
                 break
         return gone
-
-    async def _all_gone(self, seconds: float) -> bool | None:
-        end = monotonic() + seconds
-        gone = await self._wait_for_grace(self._tree.gone(seconds))
-        if gone is None:
-            # The child alone, then. A tree without anybody else may have waited for it.
-            left = max(0.0, end - monotonic())
-            await self._wait_for_grace(asyncio.wait([self._exit], timeout=left))
-        return None if gone is None else bool(gone)
 
     async def _wait_for_grace(self, awaitable: Awaitable[Any]) -> Any:
         """What it returns; False at once when we are hurried."""

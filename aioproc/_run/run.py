@@ -47,14 +47,16 @@ BUSY_PAUSE = 0.05
 class Alone:
     """Stands for the tree of a child that is run without one: nobody looks."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, exit: asyncio.Future[None]) -> None:
         self._child = child
+        self._exit = exit
 
     async def signal(self, number: int) -> int | None:
         self._send(number)
         return None
 
     async def gone(self, seconds: float) -> bool | None:
+        await asyncio.wait([self._exit], timeout=seconds)
         return None
 
     async def kill(self) -> list[int] | None:
@@ -111,6 +113,8 @@ class Run:
     _cancelled: asyncio.CancelledError | None = None
     _forced: Any = None
     _left: list[int] | None = None
+    #: What has been raised is that.
+    could_not_start = False
 
     def __init__(
         self, settings: Settings, loop: asyncio.AbstractEventLoop, began: float, clock: float
@@ -144,26 +148,33 @@ class Run:
             else:
                 await self._end()
             await self._end_tasks()
-        except BaseException:
+        except BaseException as error:
             # The coroutine is closed, say, or there was no child.
+            self.could_not_start = self._child is None or self._child.error is error
             self._abandon()
+            self._forget()
             raise
-        return self._conclude(reason)
+        try:
+            return self._conclude(reason)
+        finally:
+            self._forget()
 
     async def _live(self) -> str:
         """Starts the child. Returns when it has ended, or is to be ended, and why."""
         try:
             await self._start()
-            return await self._over
+            reason = await self._over
         except asyncio.CancelledError as error:
             child = self._child
             if child is None or child.error is not None:
                 raise
             self._cancelled = error
             return "cancelled"
-
-    def could_not_start(self, error: BaseException) -> bool:
-        return self._child is None or self._child.error is error
+        if reason == "failed":
+            assert self._child is not None
+            assert self._child.error is not None
+            raise self._child.error
+        return reason
 
     async def _start(self) -> None:
         settings, loop = self._settings, self._loop
@@ -323,10 +334,11 @@ class Run:
 
     def _exited(self) -> None:
         child = self._child
-        assert child is not None
+        if child is None:
+            return  # nobody waits for it any more
         if child.error is not None:
             if not self._is_ending and not self._over.done():
-                self._over.set_exception(child.error)
+                self._over.set_result("failed")
             self._tell_exit()
             return
         if not self._is_connected:
@@ -441,7 +453,7 @@ class Run:
         child, spec = self._child, self._spec
         assert child is not None
         if not spec.tree:
-            return Alone(child)
+            return Alone(child, self._exit_future())
         session, leads_group = spec.start_new_session, spec.leads_group
         return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
 
@@ -465,7 +477,8 @@ class Run:
             output.watch()
         exit = self._exit_future()
         tree = self._tree()
-        ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
+        steps, cancelled = self._settings.steps, self._cancelled
+        ending = Ending(tree, steps, exit, self._has_ended, self._close_stdin, cancelled)
         try:
             await ending.run()
             if child.error is not None:  # there has been nobody
@@ -484,6 +497,10 @@ class Run:
         finally:
             self._cancelled = ending.cancelled
             tree.close()
+
+    def _has_ended(self) -> bool:
+        """Also if nobody has noticed yet."""
+        return self._has_exited or (self._child is not None and self._child.peek() is not None)
 
     def _close_stdin(self) -> bool:
         """Whether it was open."""
@@ -539,6 +556,12 @@ class Run:
         self._let_go()
         child.release()
         child.abandon()
+
+    def _forget(self) -> None:
+        """Lets go of what holds us, and of errors, whose tracebacks do: no cycle is left to the
+        garbage collector. The output, of any size, would stay until it comes."""
+        self._child = self._cancelled = self._error = None
+        self._outputs = self._listeners = ()
 
     def _conclude(self, reason: Any) -> CompletedProcess[Any]:
         """The result, or what is raised in its place."""
@@ -638,7 +661,7 @@ async def perform(settings: Settings) -> CompletedProcess[Any]:
         try:
             return await run.perform()
         except OSError as error:
-            if not run.could_not_start(error):
+            if not run.could_not_start:
                 raise
             if error.errno != errno.ETXTBSY or pause is None:
                 settings.explain(error)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 
 from .._backends.base import Child
 from .tree import Tree
+from .waiting import until
+
+#: Seconds between two looks whether the child has ended, where nobody can look for others.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 
 
 class ChildTree:
@@ -21,6 +26,8 @@ class ChildTree:
         will: never the group of somebody else, in which we may be ourselves."""
         self._child = child
         self._leads_group = leads_group
+        #: The child has not taken the last signal.
+        self._refused = False
         self._tree = Tree(child.pid, session=session, mark=mark)
 
     def send(self, number: int) -> None:
@@ -46,9 +53,19 @@ class ChildTree:
 
     async def gone(self, seconds: float) -> bool | None:
         """Waits for the end of all members, at most so long. Whether they have ended; None
-        where nobody can look."""
+        where nobody can look: then the child has been waited for."""
         self._begin()
-        return await self._tree.gone(seconds)
+        end = time.monotonic() + seconds
+        gone = await self._tree.gone(seconds)
+        if gone is None:
+            await until(
+                lambda: self._child.peek() is not None,
+                set(),
+                pause=SHORTEST_PAUSE,
+                longest_pause=LONGEST_PAUSE,
+                seconds=end - time.monotonic(),
+            )
+        return gone
 
     async def kill(self) -> list[int] | None:
         """Ends all members. Returns the pids of those that cannot be ended: another user's,
@@ -57,6 +74,8 @@ class ChildTree:
         left = await asyncio.shield(self._tree.kill())
         if left is None:
             self._signal_leader(signal.SIGKILL)
+            if self._refused:
+                return [self._child.pid]
         return left
 
     def kill_at_once(self) -> None:
@@ -78,11 +97,14 @@ class ChildTree:
     def _signal_leader(self, number: int) -> int:
         """The group that has the signal by this; 0: the child alone, or nobody."""
         child = self._child
+        self._refused = False
         try:
             if self._leads_group:
                 child.signal_group(number)
                 return child.pid
             child.send_signal(number)
-        except (ProcessLookupError, PermissionError):
-            pass  # gone, or running setuid
+        except ProcessLookupError:
+            pass  # gone
+        except PermissionError:
+            self._refused = True  # running setuid
         return 0

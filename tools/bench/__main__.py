@@ -16,7 +16,11 @@ from .works import CURVES, WORKS
 #: Who draws the curves, if nobody else is named.
 CURVE_PEERS = ["c1", "native", "asyncio"]
 #: Who is in a quick run: those whom the targets are about.
-QUICK_PEERS = ["c1", "c2", "native+uvloop", "native", "asyncio", "uvloop", "pure"]
+QUICK_PEERS = [
+    *("c1", "c2"),
+    *("native+uvloop", "communicate", "native"),
+    *("asyncio", "uvloop", "pure"),
+]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--peers", metavar="PEER,...", help="these peers")
     add("--pairs", metavar="N", type=int, help="rounds: 7, or 2 with --quick")
     add("--count", metavar="N", type=int, help="children (MiB, lines, ...) instead of the usual")
-    add("--quick", action="store_true", help="less work, fewer peers; under two minutes")
+    add("--quick", action="store_true", help="less work, fewer peers; two or three minutes")
     add("--scaling", action="store_true", help="the cost of a spawn as other things grow")
     add("--user", metavar="NAME", help="works with pipes also as this user (needs root)")
     add("--load", metavar="FILE", type=Path, help="measures nothing: results of --json")

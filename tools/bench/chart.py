@@ -11,6 +11,7 @@ from .results import BASE, Results, Row
 COLOURS = {
     "native": "#d62728",
     "native+uvloop": "#ff7f0e",
+    "communicate": "#f7b6d2",
     "pure": "#8c564b",
     "pure+uvloop": "#c49c94",
     "asyncio": "#1f77b4",

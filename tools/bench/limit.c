@@ -5,7 +5,9 @@
  *   -n COUNT    children in all                    -t THREADS  that start them
  *   -w WIDTH    of them alive at a time
  *   -o SIZE     read their output from a pipe,     -i          and write 1 kB to their stdin
- *               which is so many bytes
+ *               which is so many bytes             -e          and read their stderr from
+ *                                                              another, which is empty
+ *   -d          their streams are /dev/null
  *   -s          they tell when they ended (child.c, stamp): exit-to-wakeup latency
  *
  * and before the clock starts:
@@ -33,14 +35,14 @@
 
 extern char **environ;
 
-static int with_output, with_input, with_stamp;
+static int with_output, with_input, with_errors, with_null, with_stamp;
 static size_t output_size;
-static int stamps[2];
+static int stamps[2], null_fd;
 static char **command;
 
 struct child {
     pid_t pid;
-    int output;
+    int output, errors;
 };
 
 struct worker {
@@ -86,13 +88,20 @@ static void open_pipe(int ends[2])
 static void start(struct child *child)
 {
     posix_spawn_file_actions_t actions;
-    int input[2] = {-1, -1}, output[2] = {-1, -1};
+    int input[2] = {-1, -1}, output[2] = {-1, -1}, errors[2] = {-1, -1};
 
     posix_spawn_file_actions_init(&actions);
     if (with_output) {
         open_pipe(output);
         posix_spawn_file_actions_adddup2(&actions, output[1], 1);
     }
+    if (with_errors) {
+        open_pipe(errors);
+        posix_spawn_file_actions_adddup2(&actions, errors[1], 2);
+    }
+    if (with_null)
+        for (int fd = 0; fd < 3; fd++)
+            posix_spawn_file_actions_adddup2(&actions, null_fd, fd);
     if (with_input) {
         open_pipe(input);
         posix_spawn_file_actions_adddup2(&actions, input[0], 0);
@@ -103,7 +112,10 @@ static void start(struct child *child)
     posix_spawn_file_actions_destroy(&actions);
     if (with_output)
         close(output[1]);
+    if (with_errors)
+        close(errors[1]);
     child->output = output[0];
+    child->errors = errors[0];
     if (with_input) {
         char data[1024];
         memset(data, 'x', sizeof data);
@@ -128,6 +140,15 @@ static void finish(struct child *child, char *output)
         if (size != output_size)
             die("a child's output has another size", 0);
         close(child->output);
+    }
+    if (child->errors >= 0) {
+        char byte;
+        ssize_t n = read(child->errors, &byte, 1);
+        if (n < 0)
+            die("read", errno);
+        if (n > 0)
+            die("a child wrote to stderr", 0);
+        close(child->errors);
     }
     if (waitid(P_PID, (id_t)child->pid, &info, WEXITED) < 0)
         die("waitid", errno);
@@ -198,13 +219,15 @@ int main(int argc, char **argv)
     char *live_program = "";
     int option;
 
-    while ((option = getopt(argc, argv, "+n:w:t:o:ism:f:l:p:")) != -1) {
+    while ((option = getopt(argc, argv, "+n:w:t:o:iedsm:f:l:p:")) != -1) {
         switch (option) {
         case 'n': count = atol(optarg); break;
         case 'w': width = atol(optarg); break;
         case 't': threads = atol(optarg); break;
         case 'o': with_output = 1, output_size = (size_t)atol(optarg); break;
         case 'i': with_input = 1; break;
+        case 'e': with_errors = 1; break;
+        case 'd': with_null = 1; break;
         case 's': with_stamp = 1; break;
         case 'm': heap = atol(optarg); break;
         case 'f': descriptors = atol(optarg); break;
@@ -231,6 +254,8 @@ int main(int argc, char **argv)
     pid_t *pids = start_live(live, live_program);
     if (with_stamp)
         open_pipe(stamps);
+    if (with_null && (null_fd = open("/dev/null", O_RDWR | O_CLOEXEC)) < 0)
+        die("/dev/null", errno);
 
     double *latencies = calloc((size_t)count, sizeof *latencies);
     struct worker workers[64];

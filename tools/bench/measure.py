@@ -52,6 +52,8 @@ def warm_up(peer: Peer, setting: Setting) -> None:
     async def main() -> None:
         await peer.call([setting.programs.true])
         await peer.exchange([setting.programs.cat], b"hello")
+        await peer.silent([setting.programs.true])
+        await peer.capture([setting.programs.cat], b"hello")
         await peer.sleep(0)
 
     peer.run(main)

@@ -16,7 +16,7 @@ from . import programs
 T = TypeVar("T")
 Job = Callable[[], Awaitable[object]]
 
-PIPE = subprocess.PIPE
+PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 
 
 class Conversation:
@@ -70,6 +70,17 @@ class Peer:
 
     async def open(self, argv: list[str]) -> Conversation:
         """Starts a child with three pipes."""
+        raise NotImplementedError
+
+    # What run() does, of whoever has one; of the others, what does as much.
+
+    async def silent(self, argv: list[str]) -> None:
+        """Runs a child whose streams are all /dev/null."""
+        raise NotImplementedError
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        """What a child writes to stdout, with its stderr captured as well. It gets data on
+        stdin, or /dev/null."""
         raise NotImplementedError
 
     @classmethod
@@ -130,7 +141,8 @@ class OnAsyncio(Peer):
 class AsyncioPeer(OnAsyncio):
     def __init__(self, module: str, loop: str) -> None:
         super().__init__(loop)
-        self._create: Any = importlib.import_module(module).create_subprocess_exec
+        self._module: Any = importlib.import_module(module)
+        self._create: Any = self._module.create_subprocess_exec
 
     async def call(self, argv: list[str], stdout: int | None = None) -> None:
         process = await self._create(*argv, stdout=stdout)
@@ -172,6 +184,28 @@ class AsyncioPeer(OnAsyncio):
     async def open(self, argv: list[str]) -> Conversation:
         return AsyncioConversation(await self._create(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE))
 
+    async def silent(self, argv: list[str]) -> None:
+        process = await self._create(*argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+        _check(await process.wait())
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        stdin = DEVNULL if data is None else PIPE
+        process = await self._create(*argv, stdin=stdin, stdout=PIPE, stderr=PIPE)
+        output: bytes = (await process.communicate(data))[0]
+        _check(process.returncode)
+        return output
+
+
+class AioprocPeer(AsyncioPeer):
+    """With run(), which asyncio has not."""
+
+    async def silent(self, argv: list[str]) -> None:
+        await self._module.run(*argv, stdout=DEVNULL, stderr=DEVNULL)
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        output: bytes = (await self._module.run(*argv, input=data)).stdout
+        return output
+
 
 # -- subprocess.run in a thread pool
 
@@ -203,6 +237,13 @@ class ThreadsPeer(OnAsyncio):
 
     async def feed(self, argv: list[str], data: bytes) -> None:
         await self._subprocess(argv, input=data)
+
+    async def silent(self, argv: list[str]) -> None:
+        await self._subprocess(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        options: dict[str, Any] = {"stdin": DEVNULL} if data is None else {"input": data}
+        return await self._subprocess(argv, stdout=PIPE, stderr=PIPE, **options)
 
 
 # -- trio and anyio
@@ -283,6 +324,17 @@ class TrioPeer(Peer):
         )
         return StreamConversation(process, process.stdin.send_all, process.stdout.receive_some)
 
+    async def silent(self, argv: list[str]) -> None:
+        await self._trio.run_process(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        stdin = DEVNULL if data is None else data
+        done = await self._trio.run_process(
+            argv, stdin=stdin, capture_stdout=True, capture_stderr=True
+        )
+        output: bytes = done.stdout
+        return output
+
 
 class AnyioPeer(Peer):
     """On asyncio's loop."""
@@ -335,6 +387,14 @@ class AnyioPeer(Peer):
         process = await self._anyio.open_process(argv)
         return StreamConversation(process, process.stdin.send, process.stdout.receive)
 
+    async def silent(self, argv: list[str]) -> None:
+        await self._anyio.run_process(argv, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)
+
+    async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
+        options: dict[str, Any] = {"stdin": DEVNULL} if data is None else {"input": data}
+        output: bytes = (await self._anyio.run_process(argv, **options)).stdout
+        return output
+
 
 # -- all of them
 
@@ -357,6 +417,8 @@ class Entry:
     threads: int = 0
     #: Whether it needs Go.
     go: bool = False
+    #: All that it is measured at, where it is another peer at all else.
+    only: tuple[str, ...] | None = None
 
     @property
     def modules(self) -> set[str]:
@@ -368,18 +430,21 @@ class Entry:
         return self.kind(*self.arguments)
 
     def can(self, operations: Iterable[str]) -> bool:
-        return self.kind is not None and all(map(self.kind.can, operations))
+        return self.kind is not None and all(
+            self.kind.can(name) and (self.only is None or name in self.only) for name in operations
+        )
 
 
 def _on_asyncio(name: str, title: str, module: str, backend: str | None = None) -> list[Entry]:
     """The same on asyncio's loop and on uvloop's."""
     on_uvloop = name + "+uvloop" if backend else "uvloop"
+    kind = AioprocPeer if backend else AsyncioPeer
     return [
-        Entry(name, title, AsyncioPeer, (module, "asyncio"), backend=backend),
+        Entry(name, title, kind, (module, "asyncio"), backend=backend),
         Entry(
             on_uvloop,
             f"{title} on uvloop's loop" if backend else "uvloop",
-            AsyncioPeer,
+            kind,
             (module, "uvloop"),
             backend=backend,
             package="uvloop",
@@ -387,12 +452,23 @@ def _on_asyncio(name: str, title: str, module: str, backend: str | None = None) 
     ]
 
 
+_NATIVE, _NATIVE_ON_UVLOOP = _on_asyncio("native", "aioproc native", "aioproc", "native")
+
 #: In the order of a round: those who are compared are near each other.
 ENTRIES = [
     Entry("go", "Go's os/exec", None, program="os_exec", go=True),
     Entry("c1", "C, one thread", None, ("-t", "1"), program="limit", threads=1),
     Entry("c2", "C, two threads", None, ("-t", "2"), program="limit", threads=2),
-    *reversed(_on_asyncio("native", "aioproc native", "aioproc", "native")),
+    _NATIVE_ON_UVLOOP,
+    Entry(
+        "communicate",
+        "aioproc native without its run(): create_subprocess_exec() and communicate()",
+        AsyncioPeer,
+        ("aioproc", "asyncio"),
+        backend="native",
+        only=("silent", "capture"),
+    ),
+    _NATIVE,
     *_on_asyncio("asyncio", "asyncio", "asyncio"),
     *_on_asyncio("pure", "aioproc pure", "aioproc", "pure"),
     Entry("trio", "trio", TrioPeer, package="trio"),

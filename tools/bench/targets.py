@@ -77,11 +77,23 @@ _TO_UVLOOP = [
     if target.work != "in"
 ]
 
+#: run() leaves out of asyncio's way what it does not need.
+_RUN = [
+    Target(f"run-{work}-{width}", "cpu", bound)
+    for work, one, many in (("true", 0.54, 0.40), ("echo", 0.44, 0.38), ("cat", 0.46, 0.38))
+    for width, bound in ((1, one), (32, many))
+] + [
+    # As quick as communicate(), but for noise; and in the same memory.
+    Target(work, metric, bound, base="communicate")
+    for work in ("run-out", "run-in")
+    for metric, bound in (("time", 1.05), ("peak", 1.02))
+]
+
 #: One child at a time, C's one thread is as quick as C can be.
 _TO_LIMIT = [
     Target(f"{work}-{width}", "time", bound, base)
     for width, base, bound in ((1, "c1", 1.15), (32, "c2", 1.10))
-    for work in ("spawn", "echo", "cat")
+    for work in ("spawn", "echo", "cat", "run-true", "run-echo", "run-cat")
 ]
 
 #: Nowhere slower by more than 10 %.
@@ -113,7 +125,7 @@ _NOT_SLOWER = [
     for peer, base in (("native+uvloop", "native"), ("pure", BASE))
 ]
 
-TARGETS = [*_TO_ASYNCIO, *_MEMORY, *_ABSOLUTE, *_TO_UVLOOP, *_TO_LIMIT, *_NOT_SLOWER]
+TARGETS = [*_TO_ASYNCIO, *_MEMORY, *_ABSOLUTE, *_TO_UVLOOP, *_RUN, *_TO_LIMIT, *_NOT_SLOWER]
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:

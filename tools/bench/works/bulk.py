@@ -47,6 +47,22 @@ def _lines(peer: Peer, setting: Setting) -> Job:
     return job
 
 
+def _run_out(peer: Peer, setting: Setting) -> Job:
+    size = setting.count * MIB
+
+    async def job() -> bytes:
+        output = await peer.capture([setting.programs.child, "flood", str(size)])
+        expect(len(output), size)
+        return output
+
+    return job
+
+
+def _run_in(peer: Peer, setting: Setting) -> Job:
+    data = b"x" * (setting.count * MIB)
+    return lambda: peer.capture([setting.programs.child, "sink"], data)
+
+
 def _measure(make: Callable[[Peer, Setting], Job]) -> Callable[[Peer, Setting], Metrics]:
     def measure(peer: Peer, setting: Setting) -> Metrics:
         job = make(peer, setting)
@@ -86,4 +102,6 @@ WORKS = [
     _work("in", "communicate(), {count} MiB in", _in, "feed", 256, 64),
     _work("stream", "stdout.read(64 KiB), {count} MiB", _stream, "stream", 256, 64),
     _work("lines", "async for line, {count:,} lines", _lines, "lines", 1_000_000, 250_000),
+    _work("run-out", "run(), {count} MiB out", _run_out, "capture", 256, 64),
+    _work("run-in", "run(), {count} MiB in", _run_in, "capture", 256, 64),
 ]

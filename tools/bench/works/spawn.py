@@ -32,6 +32,24 @@ def _cat(peer: Peer, setting: Setting) -> Job:
     return job
 
 
+def _run_true(peer: Peer, setting: Setting) -> Job:
+    return lambda: peer.silent([setting.programs.true])
+
+
+def _run_echo(peer: Peer, setting: Setting) -> Job:
+    async def job() -> None:
+        expect(await peer.capture([setting.programs.echo, "hello"]), b"hello\n")
+
+    return job
+
+
+def _run_cat(peer: Peer, setting: Setting) -> Job:
+    async def job() -> None:
+        expect(await peer.capture([setting.programs.cat], KILOBYTE), KILOBYTE)
+
+    return job
+
+
 def _flood(size: int) -> MakeJob:
     def make(peer: Peer, setting: Setting) -> Job:
         async def job() -> None:
@@ -89,7 +107,7 @@ class _Kind:
             limit=self.limit(width),
             go=True,
             width=width,
-            pipes=bool(self.options),
+            pipes="-o" in self.options,
         )
 
 
@@ -102,6 +120,13 @@ _SMALL = {
     "spawn": _Kind("spawn+wait", _plain, "call", "true"),
     "echo": _Kind("captured output", _echo, "output", "echo", ("hello",), ("-o", "6")),
     "cat": _Kind("1 kB through cat", _cat, "exchange", "cat", (), ("-o", "1024", "-i")),
+    "run-true": _Kind("run(), nothing captured", _run_true, "silent", "true", (), ("-d",)),
+    "run-echo": _Kind(
+        "run(), captured", _run_echo, "capture", "echo", ("hello",), ("-o", "6", "-e")
+    ),
+    "run-cat": _Kind(
+        "run(), 1 kB through cat", _run_cat, "capture", "cat", (), ("-o", "1024", "-e", "-i")
+    ),
 }
 
 WORKS = [
