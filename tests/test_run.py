@@ -454,26 +454,29 @@ async def test_a_program_is_where_the_caller_sees_it(
     aioproc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    suffix = ".exe" if WINDOWS else ""
-    for folder in (here, there):
+    for folder in (here, there, here / "sub"):
         folder.mkdir()
+    says: list[str] = []
     if WINDOWS:
-        pytest.skip("a copy of Python cannot run")
-    program = here / f"program{suffix}"
-    program.write_text("#!/bin/sh\npwd\n")
-    program.chmod(0o755)
+        # A copy of Python cannot run, one of cmd.exe can.
+        for folder in (here, here / "sub"):
+            shutil.copy(os.environ["COMSPEC"], folder / "program.exe")
+        says = ["/c", "cd"]
+    else:
+        for folder in (here, here / "sub"):
+            (folder / "program").write_text("#!/bin/sh\npwd\n")
+            (folder / "program").chmod(0o755)
     monkeypatch.chdir(here)
-    at = os.path.realpath(there)
-    assert (await aioproc.run("./program", cwd=there)).text == at
-    assert (await aioproc.run(Path("program"), cwd=there)).text == at
-    assert (await aioproc.run("../here/program", cwd=there)).text == at
-    assert (await aioproc.run(b"./program", cwd=there)).text == at
-    done = await aioproc.run(Path("program"))
-    assert done.text == os.path.realpath(here)
-    assert done.args == (Path("program"),)
-    # A name alone is looked for in PATH.
-    with pytest.raises(FileNotFoundError):
-        await aioproc.run("program")
+    for program in ("./program", Path("program"), "../here/program", b"./program", "sub/program"):
+        done = await aioproc.run(program, *says, cwd=there)
+        assert os.path.samefile(done.text, there)
+    done = await aioproc.run(Path("program"), *says)
+    assert os.path.samefile(done.text, here)
+    assert done.args == (Path("program"), *says)
+    if not WINDOWS:  # where our directory is looked into as well
+        # A name alone is looked for in PATH.
+        with pytest.raises(FileNotFoundError):
+            await aioproc.run("program")
 
 
 @everywhere
@@ -482,7 +485,7 @@ async def test_what_is_missing(aioproc: Any, tmp_path: Path) -> None:
         await aioproc.run("/nowhere/program", cwd=tmp_path)
     if not WINDOWS:
         assert caught.value.filename == "/nowhere/program"
-    with pytest.raises((FileNotFoundError, NotADirectoryError)) as caught:
+    with pytest.raises(NotADirectoryError if WINDOWS else FileNotFoundError) as caught:
         await aioproc.run(*TRUE, cwd="/nowhere/directory")
     if not WINDOWS:
         assert caught.value.filename == "/nowhere/directory"

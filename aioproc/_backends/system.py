@@ -28,6 +28,18 @@ def has_console() -> bool:
     return bool(_kernel32.GetConsoleCP())
 
 
+def relative(program: Any) -> Any:
+    """A program as CreateProcess does not look for it in PATH: that it does with `a\\b`, in
+    every directory, but not with `.\\a\\b`."""
+    if not WINDOWS or not isinstance(program, (str, bytes, os.PathLike)):
+        return program
+    path = os.fsdecode(program)
+    first = path.replace("/", "\\").partition("\\")[0]
+    if not os.path.dirname(path) or first in ("", ".", "..") or os.path.splitdrive(path)[0]:
+        return program
+    return os.path.join(os.curdir, path)
+
+
 def from_here(program: Any) -> str | bytes | None:
     """A program as seen from another directory; None if its name says the same there."""
     # Windows looks from our directory, wherever the child is to be.

@@ -65,12 +65,12 @@ class Ending:
         gone = await self._stop()
         if gone:
             self.left = []
-            return
-        if gone is False or not self._has_ended():
-            self.forced = "kill"
-        logger.debug("what is left is killed")
-        self.left = await self.wait(self._kill())
-        if not self._exit.done():
+        else:
+            if gone is False or not self._has_ended():
+                self.forced = "kill"
+            logger.debug("what is left is killed")
+            self.left = await self.wait(self._kill())
+        if not self._exit.done():  # who has gone need not have been noticed yet
             await self.wait(asyncio.wait([self._exit], timeout=MOST_AFTER_KILL))
 
     async def wait(self, awaitable: Awaitable[Any]) -> Any:

@@ -143,7 +143,7 @@ class Settings:
         if env_update is not None:
             env = _updated(env, env_update)
         if shell is False:
-            program = _named(program)
+            program = system.relative(_named(program))
             if cwd is not None and options.get("executable") is None:
                 relative = system.from_here(program)
                 if relative is not None:
