@@ -573,10 +573,6 @@ class Run:
             child.abandon()  # and reaped, if it ever ends
         result = self._result(reason)
         error: BaseException | None = self._cancelled or self._error
-        # Nothing shall wait for the garbage collector: the outputs lead back here, and so does
-        # a traceback to this frame.
-        self._outputs, self._listeners = (), ()
-        self._cancelled = self._error = None
         self._report(result)
         if error is not None:
             try:
