@@ -116,7 +116,7 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
             signal or "eof" (stdin is closed) and its seconds:
             ``[("eof", 2), (signal.SIGINT, 2), (signal.SIGTERM, 5)]``. A step ends when
             nobody is left; SIGKILL always follows if somebody is. On Windows SIGTERM is
-            CTRL_BREAK_EVENT where that can be sent, and ends them elsewhere.
+            CTRL_BREAK_EVENT, and left out where that cannot be sent.
         drain: Seconds. When the child has ended, and somebody else has its pipes open (a
             process that it has left behind), what comes until then is waited for: counted
             from the last byte, and ten times that in all. A pipe that is still open then is
