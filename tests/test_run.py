@@ -447,6 +447,10 @@ async def test_env_update(aioproc: Any, monkeypatch: pytest.MonkeyPatch) -> None
     if not WINDOWS:
         done = await aioproc.run(*ENVIRONMENT, *names, env_update={b"AIOPROC_TEST_A": b"bytes"})
         assert done.text == "['bytes', 'b', None]"
+    else:  # case makes no difference
+        update = {"aioproc_test_a": None, "Aioproc_Test_B": "other"}
+        done = await aioproc.run(*ENVIRONMENT, *names, env=env, env_update=update)
+        assert done.text == "[None, 'other', None]"
 
 
 @everywhere

@@ -608,6 +608,15 @@ async def test_paths_are_relative_to_our_directory() -> None:
     assert system.relative(5) == 5
 
 
+@everywhere
+async def test_input_for_one_that_does_not_read(aioproc: Any) -> None:
+    """What is under way into the pipe goes with the child."""
+    with pytest.raises(aioproc.TimeoutExpired):
+        await aioproc.run(*SLEEP, input=bytes(10_000_000), timeout=0.3, stop=[])
+    with pytest.raises(aioproc.TimeoutExpired):
+        await aioproc.run(*SLEEP, input=[bytes(10_000_000)] * 2, timeout=0.3, stop=[])
+
+
 async def test_shells(aioproc: Any) -> None:
     comspec = os.environ["COMSPEC"]
     for shell in ("cmd", "cmd.exe", comspec, Path(comspec)):

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound="tuple[Any, float]")
@@ -26,6 +27,14 @@ def has_console() -> bool:
     """Whether this process has a console, be it one without a window. (Windows)"""
     # It fails without one. GetConsoleWindow says nothing of a console without a window.
     return bool(_kernel32.GetConsoleCP())
+
+
+def spellings(name: str | bytes, names: Iterable[Any]) -> list[Any]:
+    """What of these names of environment variables, or in place of them, means the same."""
+    if WINDOWS and isinstance(name, str):
+        # Case makes no difference there.
+        return [one for one in names if isinstance(one, str) and one.upper() == name.upper()]
+    return [os.fsencode(name), os.fsdecode(name)]
 
 
 def relative(program: Any) -> Any:

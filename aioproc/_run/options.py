@@ -419,7 +419,7 @@ def _updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
     variables: dict[Any, Any] = dict(os.environ if env is None else env)
     for key, value in update.items():
         if isinstance(key, (str, bytes)):
-            for other in (os.fsencode(key), os.fsdecode(key)):
+            for other in system.spellings(key, variables):
                 variables.pop(other, None)
         if value is not None:
             variables[key] = value

@@ -198,7 +198,8 @@ class Run:
         if settings.timeout is not None:
             self._timer = loop.call_at(self._began + settings.timeout, self._time_is_up)
         if logger.isEnabledFor(10):
-            logger.debug("pid %d: started: %s", child.pid, settings.user_args)
+            # On Windows the pid is not known yet.
+            logger.debug("pid %s: started: %s", child.pid or "?", settings.user_args)
         if child.returncode is not None:
             loop.call_soon(self._exited)
         else:
