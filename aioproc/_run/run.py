@@ -327,7 +327,8 @@ class Run:
         child = self._child
         assert child is not None
         if child.error is not None:
-            if not self._over.done():
+            self._tell_exit()
+            if not self._over.done() and not self._is_ending:
                 self._over.set_exception(child.error)
             return
         if not self._is_connected:
@@ -336,9 +337,7 @@ class Run:
             except BaseException as error:
                 self._fail(error)
         self._has_exited = True
-        waiter = self._exit_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._tell_exit()
         if self._open:
             self._wants_last = True
             for output in self._outputs:
@@ -346,6 +345,11 @@ class Run:
             if self._open and not self._is_ending:
                 self._drain()
         self._check()
+
+    def _tell_exit(self) -> None:
+        waiter = self._exit_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _check(self) -> None:
         if self._has_exited and not self._open and not self._over.done():
@@ -381,6 +385,19 @@ class Run:
     def _cut(self) -> None:
         for output in self._outputs:
             output.cut()
+        if self._is_ending and self._open and not self._over.done():
+            # There are callbacks that have heard of what came last, and stay with it.
+            now = self._loop.time()
+            if now > self._draining_since + MOST_FOR_TASKS:
+                self._over.set_result("done")
+                return
+            self._cancel_busy()
+            self._drain_timer = self._loop.call_later(BUSY_PAUSE, self._cut)
+
+    def _cancel_busy(self) -> None:
+        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
+            if listener.is_busy and output.pump is not None:
+                output.pump.cancel()
 
     def _is_busy(self) -> bool:
         return any(listener.is_busy for listener in self._listeners)
@@ -447,9 +464,7 @@ class Run:
         """Ends the tree; reads what there is to be read."""
         self._is_ending = True
         self._stop_timers()
-        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
-            if listener.is_busy and output.pump is not None:
-                output.pump.cancel()
+        self._cancel_busy()
         if not self._is_connected:
             self._connect()
         if self._feeding is not None:
@@ -464,6 +479,10 @@ class Run:
         ending = Ending(tree, self._settings.steps, exit, self._close_stdin, self._cancelled)
         try:
             await ending.run()
+            assert self._child is not None
+            if self._child.error is not None:
+                # There was nobody to be ended.
+                raise ending.cancelled or self._child.error
             self._left = ending.left
             if not leftovers:
                 self._forced = ending.forced
