@@ -4,9 +4,14 @@ them stays, no byte is lost. And what ends them is itself ended, refused, forked
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import random
+import shlex
 import signal
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +19,257 @@ import pytest
 if os.name == "nt":
     pytest.skip("not on Windows: signals, forks, sessions", allow_module_level=True)
 
-from aside import PROC, collect
-from conftest import FUSE
+from aside import PROC, children, collect, is_alive, open_fds, settle
+from conftest import FUSE, reap_orphans
+from helpers import on_uvloop
 from programs import python
 
 pytestmark = pytest.mark.skipif(not PROC, reason="nobody can look without /proc")
 asynchronous = pytest.mark.asyncio
+
+#: Runs at the same time.
+AT_ONCE = 25
 
 #: Does not mind SIGTERM; says so.
 STUBBORN = python(
     "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "os.write(1, b'ready\\n'); signal.pause()"
 )
+
+
+# -- the storm
+
+
+class Tree:
+    """A random one, as a script. Its leader writes numbered lines, and into a file how many
+    it has written by then; the others have its pipes open, or not."""
+
+    def __init__(self, rng: random.Random, count: Path) -> None:
+        self._rng = rng
+        self._count = count
+        lines = rng.choice([0, 1, 10, 300, 3000])
+        self.script = (
+            f"exec 3>{shlex.quote(str(count))}\n"
+            f"{self._children(3)}{self._manners()}"
+            f"i=0; while [ $i -lt {lines} ]; do echo $i; i=$((i+1)); echo $i >&3; done\n"
+            + rng.choice(
+                [
+                    "exit 7",
+                    "exit 7",
+                    "exec sleep 1000",
+                    "exec >&- 2>&- <&-; exec sleep 1000",
+                    "cat >/dev/null; exit 7",
+                    "while :; do echo $i; i=$((i+1)); echo $i >&3; sleep 0.01; done",
+                    "wait; exec sleep 1000",
+                ]
+            )
+        )
+
+    def _manners(self) -> str:
+        return self._rng.choice(
+            ["", "", "", "trap '' TERM\n", "trap 'echo $i; exit 8' TERM\n", "trap : TERM\n"]
+        )
+
+    def _children(self, depth: int) -> str:
+        counts = {3: [0, 1, 2, 2], 2: [0, 1, 1, 2], 1: [0, 1]}[depth]
+        return "".join(self._child(depth) for _ in range(self._rng.choice(counts)))
+
+    def _child(self, depth: int) -> str:
+        rng = self._rng
+        body = self._children(depth - 1) if depth > 1 else ""
+        body += self._manners() + rng.choice(
+            [
+                "exit 0",  # and those that it has started are nobody's
+                "exec sleep 1000",
+                "exec sleep 1000",
+                "exec sleep 1000 >/dev/null 2>&1",
+                "exec >&- 2>&- <&-; exec sleep 1000",
+                "while :; do sleep 0.02; done",
+                "sleep 0.05; setsid sleep 1000 & setsid sleep 1000 & exit 0",
+                "wait; sleep 1000",
+            ]
+        )
+        how = rng.choice(["({}) &\n", "sh -c {} &\n", "setsid sh -c {} &\n"])
+        return how.format(body if how[0] == "(" else shlex.quote(body))
+
+    def written(self) -> bytes:
+        """What the leader has written, at least."""
+        try:
+            said = self._count.read_text().rpartition("\n")[0].split("\n")[-1]
+        except FileNotFoundError:
+            return b""
+        return b"".join(b"%d\n" % number for number in range(int(said or 0)))
+
+
+def members(name: str) -> list[int]:
+    """Who is alive of a tree."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if f"STORM={name}".encode() in environ.split(b"\0") and is_alive(int(pid)):
+            found.append(int(pid))
+    return found
+
+
+def end(name: str) -> None:
+    """Ends those that were left, as they were to be."""
+    while found := members(name):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Raised(Exception):
+    """By a callback or an iterator."""
+
+
+def _options(how: str, rng: random.Random) -> dict[str, Any]:
+    """Of a run that is to be ended that way."""
+    options: dict[str, Any] = {
+        "timeout": 0.6,
+        "stop": rng.choice([0, 0.02, 0.1, 0.3]),
+        "drain": rng.choice([0, 0.02, 0.2]),
+        "check": rng.choice([True, False]),
+        "leftovers": rng.choice(["leave", "kill"]),
+    }
+    moment = rng.choice([0.0, 0.01, 0.05, 0.2]) * rng.random()
+    if how == "timeout":
+        options["timeout"] = moment
+    elif how == "idle":
+        options["idle_timeout"] = moment
+    elif how == "callback":
+        left = rng.choice([0, 1, 20, 500])
+        waits = rng.choice([True, False])
+
+        def raising(stream: str, data: bytes) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Raised
+            return asyncio.sleep(0) if waits else None
+
+        options[rng.choice(["on_line", "on_output"])] = raising
+    elif how == "slow callback":
+        options["timeout"] = moment
+        options["on_output"] = lambda stream, data: asyncio.sleep(rng.random() * 0.2)
+    elif how == "input":
+
+        async def input() -> AsyncIterator[bytes]:
+            for _ in range(rng.choice([0, 1, 20])):
+                yield b"x" * 10_000
+            await asyncio.sleep(moment)
+            raise Raised
+
+        options["input"] = input()
+    elif how == "eof":
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * 10_000
+                await asyncio.sleep(0.01)
+
+        options["input"] = endless()
+        options["timeout"] = moment
+        options["stop"] = [("eof", 0.05), (signal.SIGINT, 0.02), (signal.SIGTERM, 0.1)]
+    return options
+
+
+HOWS = ["exit", "timeout", "idle", "cancel", "cancel twice", "callback", "slow callback"]
+HOWS += ["input", "eof"]
+
+
+async def one(aioproc: Any, seed: int, directory: Path) -> None:
+    """One run, its end, and what must be so then."""
+    rng = random.Random(seed)
+    name = f"{os.getpid()}-{seed}"
+    tree = Tree(rng, directory / name)
+    how = rng.choice(HOWS)
+    options = _options(how, rng)
+    result: Any = None
+    try:
+        try:
+            result = await _run(aioproc, how, rng, name, tree, options)
+        except (
+            aioproc.TimeoutExpired,
+            aioproc.CalledProcessError,
+            asyncio.CancelledError,
+            Raised,
+        ) as error:
+            result = aioproc.partial_result(error)
+            if result is None and isinstance(error, asyncio.CancelledError):
+                assert how.startswith("cancel")
+                assert members(name) == []  # it had not been started
+                return
+        assert result is not None
+        if result.pid is None:
+            assert options["timeout"] <= 0
+            return
+        assert result.returncode is not None
+        by_itself = result.reason in ("exit", "signal") or (
+            result.reason in ("timeout", "idle") and result.forced is None
+        )
+        if not by_itself or options["leftovers"] == "kill":
+            assert members(name) == []
+            assert result.left == []
+        written = tree.written()
+        assert result.stdout.startswith(written), (len(result.stdout), len(written))
+    except BaseException as error:
+        error.args = (f"seed {seed}, {how}, {options}, {result}: {error!r}\n{tree.script}",)
+        raise
+    finally:
+        end(name)
+
+
+async def _run(
+    aioproc: Any, how: str, rng: random.Random, name: str, tree: Tree, options: Any
+) -> Any:
+    running = asyncio.ensure_future(
+        aioproc.run("sh", "-c", tree.script, env_update={"STORM": name}, **options)
+    )
+    if how.startswith("cancel"):
+        for _ in range(2 if how == "cancel twice" else 1):
+            await asyncio.sleep(rng.choice([0.0, 0.01, 0.1]) * rng.random())
+            running.cancel()
+    try:
+        return await running
+    finally:
+        del running
+
+
+async def storm(aioproc: Any, seeds: range, directory: Path) -> None:
+    await aioproc.run("true")
+    before, kids = open_fds(), children()
+    for first in range(seeds.start, seeds.stop, AT_ONCE):
+        batch = range(first, min(first + AT_ONCE, seeds.stop))
+        results = await asyncio.gather(
+            *(one(aioproc, seed, directory) for seed in batch), return_exceptions=True
+        )
+        faults = [str(result) for result in results if result is not None]
+        assert not faults, "\n\n".join(faults)
+        assert await settle(lambda: _nothing_but(kids, before)), (batch, children(), open_fds())
+    assert len(asyncio.all_tasks()) == 1
+
+
+def _nothing_but(kids: set[int], fds: dict[int, str]) -> bool:
+    # A port and the scanner go when they have been idle for a while.
+    reap_orphans()
+    return children() == kids and not open_fds().keys() - fds.keys()
+
+
+@asynchronous
+async def test_runs_that_are_ended_in_every_way(aioproc: Any, tmp_path: Path) -> None:
+    strategy = aioproc._backends.current().strategy
+    count = 60 if strategy == "clone" and not on_uvloop() else 20
+    await storm(aioproc, range(count), tmp_path)
+
+
+@asynchronous
+@pytest.mark.heavy
+async def test_1000_runs_that_are_ended_in_every_way(aioproc: Any, tmp_path: Path) -> None:
+    await storm(aioproc, range(1000, 2000), tmp_path)
 
 
 # -- what an ending meets
