@@ -66,9 +66,8 @@ class Tree:
         )
 
     def _manners(self) -> str:
-        return self._rng.choice(
-            ["", "", "", "trap '' TERM\n", "trap 'echo $i; exit 8' TERM\n", "trap : TERM\n"]
-        )
+        traps = ["", "echo bye >&2; exit 8", ":"]
+        return self._rng.choice(["", "", "", *(f"trap {trap!r} TERM\n" for trap in traps)])
 
     def _children(self, depth: int) -> str:
         counts = {3: [0, 1, 2, 2], 2: [0, 1, 1, 2], 1: [0, 1]}[depth]
@@ -91,6 +90,9 @@ class Tree:
         )
         how = rng.choice(["({}) &\n", "sh -c {} &\n", "setsid sh -c {} &\n"])
         return how.format(body if how[0] == "(" else shlex.quote(body))
+
+    def has_begun(self) -> bool:
+        return self._count.exists()
 
     def written(self) -> bytes:
         """What the leader has written, at least."""
@@ -135,7 +137,7 @@ def _options(how: str, rng: random.Random) -> dict[str, Any]:
         "check": rng.choice([True, False]),
         "leftovers": rng.choice(["leave", "kill"]),
     }
-    moment = rng.choice([0.0, 0.01, 0.05, 0.2]) * rng.random()
+    moment = rng.choice([0.0, 0.02, 0.1, 0.4]) * rng.random()
     if how == "timeout":
         options["timeout"] = moment
     elif how == "idle":
@@ -201,7 +203,8 @@ async def one(aioproc: Any, seed: int, directory: Path) -> None:
             result = aioproc.partial_result(error)
             if result is None and isinstance(error, asyncio.CancelledError):
                 assert how.startswith("cancel")
-                assert members(name) == []  # it had not been started
+                assert members(name) == []
+                assert not tree.has_begun()
                 return
         assert result is not None
         if result.pid is None:
@@ -230,6 +233,9 @@ async def _run(
         aioproc.run("sh", "-c", tree.script, env_update={"STORM": name}, **options)
     )
     if how.startswith("cancel"):
+        waits = rng.random() < 0.9
+        while waits and not (tree.has_begun() or running.done()):
+            await asyncio.sleep(0.002)
         for _ in range(2 if how == "cancel twice" else 1):
             await asyncio.sleep(rng.choice([0.0, 0.01, 0.1]) * rng.random())
             running.cancel()
