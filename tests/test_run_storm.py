@@ -10,7 +10,8 @@ import random
 import shlex
 import signal
 import time
-from collections.abc import AsyncIterator
+import types
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 if os.name == "nt":
     pytest.skip("not on Windows: signals, forks, sessions", allow_module_level=True)
 
-from aside import PROC, children, collect, is_alive, open_fds, settle
+from aside import PROC, Aside, children, collect, is_alive, open_fds, settle
 from conftest import FUSE, reap_orphans
 from helpers import on_uvloop
 from programs import python
@@ -346,3 +347,260 @@ async def test_all_tasks_are_cancelled(aioproc: Any, times: int) -> None:
     assert result.returncode == -signal.SIGKILL
     assert result.stdout == b"ready\n"
     assert result.complete
+
+
+# -- a coroutine that is closed, or dropped
+
+#: Does not mind SIGTERM, and tells of it; so do one in its group and one in a session of its
+#: own. Each writes its pid.
+FAMILY = """
+member="trap : TERM; echo \\$\\$; while :; do sleep 1000 >/dev/null 2>&1 & wait; done"
+sh -c "$member" &
+setsid sh -c "$member" &
+trap 'echo term' TERM
+echo $$
+while :; do sleep 1000 >/dev/null 2>&1 & wait $!; done
+"""
+LEAVES_FAMILY = FAMILY.partition("trap")[0].strip() + "\necho $$\nsleep 0.05; exit 0"
+
+
+@pytest.fixture
+def family() -> Iterator[list[int]]:
+    """Whoever is left of a test."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+@types.coroutine
+def some_steps(
+    coroutine: Coroutine[Any, Any, Any], count: int
+) -> Generator[Any, None, bool]:
+    """So many of its awaits. Whether it goes on."""
+    for _ in range(count):
+        try:
+            future = coroutine.send(None)
+        except BaseException:
+            return False
+        yield future
+    return True
+
+
+@asynchronous
+@pytest.mark.parametrize("how", ["timeout", "leftovers", "callback"])
+async def test_closed_at_each_stage(
+    aioproc: Any, how: str, family: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    await aioproc.run("true")
+    before, kids = open_fds(), children()
+    steps = 0
+    goes_on = True
+    while goes_on:
+        name = f"{os.getpid()}-{how}-{steps}"
+        options: dict[str, Any] = {"env_update": {"STORM": name}, "stop": 0.03, "drain": 0.02}
+        if how == "callback":
+            options["on_line"] = lambda stream, line: asyncio.sleep(0.001)
+        script = LEAVES_FAMILY if how == "leftovers" else FAMILY
+        if how == "leftovers":
+            options["leftovers"] = "kill"
+        else:
+            options["timeout"] = 0.1
+        coroutine = aioproc.run("sh", "-c", script, **options)
+        goes_on = await some_steps(coroutine, steps)
+        coroutine.close()
+        del coroutine
+        if not goes_on:
+            assert members(name) == []
+        # Those in other sessions are not looked for.
+        leaders = [pid for pid in members(name) if os.getsid(pid) in kids | children()]
+        assert await settle(lambda: not any(map(is_alive, leaders)))  # noqa: B023
+        end(name)
+        assert await settle(lambda: len(asyncio.all_tasks()) == 1, 1), asyncio.all_tasks()
+        assert await settle(lambda: _nothing_but(kids, before)), (steps, children(), open_fds())
+        steps += 1
+    assert steps > 3
+    assert not caplog.records
+
+
+# -- programs that are interrupted, closed, forked in the midst of an ending
+
+PROGRAM = """
+import resource
+script, = sys.argv[1:2]
+pids, ready, term = [], threading.Event(), threading.Event()
+def on_line(stream, line):
+    if line == b"term\\n":
+        term.set()
+    else:
+        pids.append(int(line))
+        if len(pids) == 3:
+            ready.set()
+def reap_orphans():
+    # As every spawn does.
+    if subject in ("clone", "portable"):
+        from aioproc._backends.posix import native as posix
+        posix.reap_orphans()
+    else:
+        from aioproc._backends import pure
+        pure.orphans.reap()
+from aside import is_alive
+def alive():
+    return [pid for pid in pids if is_alive(pid)]
+def wait(condition, what):
+    end = time.monotonic() + 20
+    while not condition():
+        collect()
+        reap_orphans()
+        assert time.monotonic() < end, (what, children(), alive(), open_fds(), threading.enumerate())
+        time.sleep(0.001)
+def clean(but=0):
+    "Nothing is left, but for those out of the child's group."
+    wait(lambda: not children(), "children")
+    wait(lambda: len(alive()) <= but, "survivors")
+    wait(lambda: open_fds().keys() <= before.keys(), "descriptors")
+    wait(lambda: threading.enumerate() == [threading.main_thread()], "threads")
+    for pid in alive():
+        os.kill(pid, signal.SIGKILL)
+    print("clean")
+run(aioproc.run("true"))
+collect()
+before = open_fds()
+"""
+
+INTERRUPTED = (
+    PROGRAM
+    + """
+times, gap = int(sys.argv[2]), float(sys.argv[3])
+over = threading.Event()
+def interrupt():
+    ready.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+    if times > 1: term.wait()
+    for _ in range(times - 1):
+        if not over.is_set(): os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(gap)
+async def main():
+    try:
+        await aioproc.run(
+            "sh", "-c", script, on_line=on_line, stop=60 if times > 1 else 0.1)
+    except asyncio.CancelledError as error:
+        result = aioproc.partial_result(error)
+        assert result.returncode == -9, result
+        assert result.left == [], result
+        assert alive() == []
+        print("ended")
+        raise
+thread = threading.Thread(target=interrupt)
+thread.start()
+try:
+    try:
+        run(main())
+    finally:
+        over.set()
+        thread.join()
+except KeyboardInterrupt:
+    pass
+try:
+    thread.join()
+except KeyboardInterrupt:
+    thread.join()
+"""
+)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c(aside: Aside, times: int) -> None:
+    said = aside.run(INTERRUPTED + "clean()", FAMILY, times, 0)
+    assert said.split() == ["ended", "clean"]
+
+
+@pytest.mark.parametrize("gap", [0, 0.0003, 0.001, 0.003, 0.01])
+def test_ctrl_c_again_and_again(aside: Aside, gap: float) -> None:
+    """The third may end the loop with all that was to be done in it."""
+    quiet = "logging.disable(); warnings.simplefilter('ignore')\n"
+    said = aside.run(quiet + INTERRUPTED + "clean(but=1)", FAMILY, 6, gap)
+    assert said.split()[-1] == "clean"
+
+
+CLOSED = (
+    PROGRAM
+    + """
+logging.disable()  # Task was destroyed but it is pending!
+loop = asyncio.new_event_loop() if os.environ["ASIDE_LOOP"] == "asyncio" else \
+    __import__("uvloop").new_event_loop()
+async def main():
+    global task
+    task = asyncio.ensure_future(
+        aioproc.run("sh", "-c", script, on_line=on_line, stop=60))
+    await settle(ready.is_set)
+    if sys.argv[2] == "grace":
+        task.cancel()
+        await settle(term.is_set)
+loop.run_until_complete(main())
+assert len(alive()) == 3
+loop.close()
+del loop, task
+clean(but=1)
+"""
+)
+
+
+@pytest.mark.parametrize("stage", ["life", "grace"])
+def test_a_loop_that_is_closed(aside: Aside, stage: str) -> None:
+    assert aside.run(CLOSED, FAMILY, stage) == "clean\n"
+
+
+FORKED = (
+    PROGRAM
+    + """
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads
+how = sys.argv[2]
+def fork():
+    pid = os.fork()
+    if not pid:
+        collect()
+        if how == "thread":
+            import ctypes
+            os._exit(ctypes.pythonapi.Py_FinalizeEx())
+        os.close(1)
+        logging.disable()
+        sys.exit(0)
+    return pid
+async def main():
+    task = asyncio.ensure_future(
+        aioproc.run("sh", "-c", script, on_line=on_line, stop=60))
+    await settle(ready.is_set)
+    if sys.argv[3] == "grace":
+        task.cancel()
+        await settle(term.is_set)
+    pid = await asyncio.to_thread(fork) if how == "thread" else fork()
+    deadline = time.monotonic() + 30
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+    assert ended[1] == 0, ended
+    assert len(alive()) == 3, alive()
+    if sys.argv[3] == "life":
+        task.cancel()
+        await settle(term.is_set)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError as error:
+        result = aioproc.partial_result(error)
+    assert result.returncode == -9, result
+    assert result.complete, result
+    assert result.left == [], result
+run(main())
+clean()
+"""
+)
+
+
+@pytest.mark.parametrize("how", ["thread", "loop"])
+@pytest.mark.parametrize("stage", ["life", "grace"])
+def test_a_fork(aside: Aside, how: str, stage: str) -> None:
+    """The forked process ends like any other, and lets its parent's children be."""
+    assert aside.run(FORKED, FAMILY, how, stage) == "clean\n"
