@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import monotonic
 from typing import Any, Protocol
 
-from .._backends.base import logger
+from .._backends.base import generation, logger
 
 #: Seconds in which a child that has been killed must have ended.
 MOST_AFTER_KILL = 5.0
@@ -52,6 +52,7 @@ class Ending:
         #: The first that came.
         self.cancelled = cancelled
         self._is_hurried = False
+        self._generation = generation.number
         self._grace: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
@@ -91,6 +92,10 @@ class Ending:
                 await asyncio.wait([future], timeout=left)
             except asyncio.CancelledError as error:
                 self._note(error)
+            except GeneratorExit:
+                if not future.get_loop().is_closed():
+                    future.cancel()
+                raise
         # Our loop ends all tasks if that has been cancelled: nobody has it from us.
         return None if future.cancelled() else future.result()
 
@@ -105,6 +110,8 @@ class Ending:
         return None
 
     def _note(self, error: asyncio.CancelledError) -> None:
+        if self._generation != generation.number:
+            raise error  # in a forked process, and they are all its parent's
         if self.cancelled is None:
             self.cancelled = error
         elif not _is_same(self.cancelled, error):
