@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any
 
 from .. import _backends
-from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, logger
+from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
 from .._backends.system import process_state
 from .._backends.watcher import crowded
 from .._sink import Sink
@@ -123,6 +123,7 @@ class Run:
         self._loop = loop
         self._began = began
         self._clock = clock
+        self._generation = generation.number
 
     # -- the way through
 
@@ -161,6 +162,8 @@ class Run:
             child = self._child
             if child is None or child.error is not None:
                 raise
+            if self._generation != generation.number:
+                raise  # in a forked process, and the child is its parent's
             self._cancelled = error
             return "cancelled"
 
@@ -285,11 +288,11 @@ class Run:
             self._last = self._loop.time()
 
     def output_ended(self, output: Output, error: Exception | None) -> None:
+        if error is not None:
+            self._fail(error)
         if output.pump is None:
             self._open -= 1
             self._check()
-        if error is not None:
-            self._fail(error)
 
     def _pumped(self, task: asyncio.Task[None]) -> None:
         """There are no callbacks any more, for one of the outputs."""
@@ -318,10 +321,9 @@ class Run:
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if self._error is None and not self._is_ending:
+        if not self._over.done() and not self._is_ending:
             self._error = error
-            if not self._over.done():
-                self._over.set_result("error")
+            self._over.set_result("error")
 
     def _exited(self) -> None:
         child = self._child
