@@ -20,6 +20,7 @@ import pytest
 if os.name == "nt":
     pytest.skip("not on Windows: signals, forks, sessions", allow_module_level=True)
 
+from aioproc._trees.scanning import Gone, scanning
 from aside import PROC, Aside, children, collect, is_alive, open_fds, settle
 from conftest import FUSE, reap_orphans
 from helpers import on_uvloop
@@ -389,18 +390,20 @@ def some_steps(coroutine: Coroutine[Any, Any, Any], count: int) -> Generator[Any
 @asynchronous
 async def test_closed_in_the_grace(aioproc: Any, family: list[int]) -> None:
     """What it waited for is not waited for any more."""
-    term = asyncio.Event()
 
     def on_line(stream: str, line: bytes) -> None:
-        if line == b"term\n":
-            term.set()
-        else:
+        if line != b"term\n":
             family.append(int(line))
 
     coroutine = aioproc.run("sh", "-c", FAMILY, timeout=0.2, stop=FUSE, on_line=on_line)
-    while not term.is_set():
-        assert await some_steps(coroutine, 1)
+
+    async def steps() -> None:
+        await some_steps(coroutine, 1000)
+
+    task = asyncio.ensure_future(steps())
+    assert await settle(lambda: any(isinstance(one, Gone) for one in scanning._requests))
     coroutine.close()
+    task.cancel()
     assert await settle(lambda: len(asyncio.all_tasks()) == 1, FUSE / 3), asyncio.all_tasks()
 
 
