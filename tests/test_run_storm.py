@@ -9,9 +9,10 @@ import os
 import random
 import shlex
 import signal
+import threading
 import time
 import types
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ if os.name == "nt":
 
 from aioproc._trees.scanning import Gone, scanning
 from aside import PROC, Aside, children, collect, is_alive, open_fds, settle
-from conftest import FUSE, reap_orphans
+from conftest import FUSE, reap_orphans, run
 from helpers import on_uvloop
 from programs import python
 
@@ -635,3 +636,100 @@ def test_a_fork(aside: Aside, how: str, stage: str) -> None:
     if how == "loop" and aside.loop == "uvloop":
         pytest.skip("a loop of uvloop's hangs in a forked process")
     assert aside.run(FORKED, FAMILY, how, stage) == "clean\n"
+
+
+SHORT = (
+    PROGRAM
+    + """
+what, when = sys.argv[2:4]
+limits = {
+    "descriptors": (resource.RLIMIT_NOFILE, lambda: max(open_fds()) + 1),
+    # No thread can be made, to begin with.
+    "memory": (resource.RLIMIT_AS, lambda: int(open("/proc/self/statm").read().split()[0]) * 4096),
+    "processes": (resource.RLIMIT_NPROC, lambda: 0),
+}
+if what == "processes":
+    os.setuid(65534)
+async def main():
+    task = asyncio.ensure_future(
+        aioproc.run("sh", "-c", script, on_line=on_line, stop=60 if when == "grace" else 0.3))
+    await settle(ready.is_set)
+    if when == "grace":
+        task.cancel()
+        await settle(term.is_set)
+    limit, value = limits[what]
+    value = value()
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, hard))
+    taken = []
+    while what == "descriptors":
+        try:
+            taken.append(os.dup(0))
+        except OSError:
+            break
+    task.cancel()
+    began = time.monotonic()
+    try:
+        await task
+    except asyncio.CancelledError as error:
+        result = aioproc.partial_result(error)
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+        for fd in taken:
+            os.close(fd)
+    assert time.monotonic() - began < 5
+    assert result.returncode == -9, result
+    assert pids[-1] and result.stdout.count(b"\\n") == 3 + term.is_set(), result
+    print(result.left)
+    # The one in a session of its own is there if nobody could look.
+    if result.left is None:
+        assert len(alive()) <= 1
+    else:
+        assert (result.left, alive()) == ([], [])
+run(main())
+clean(but=1)
+"""
+)
+
+
+@pytest.mark.parametrize("when", ["life", "grace"])
+@pytest.mark.parametrize("what", ["descriptors", "memory", "processes"])
+def test_an_ending_without(aside: Aside, what: str, when: str) -> None:
+    if what == "processes" and os.geteuid() != 0:
+        pytest.skip("needs root, to be nobody then")
+    left, clean = aside.run(SHORT, FAMILY, what, when).split()
+    assert clean == "clean"
+    # In a grace there is all that is needed.
+    assert left == "[]" or when == "life"
+
+
+# -- in other threads
+
+
+@pytest.mark.parametrize("threads", [4])
+def test_loops_of_threads(
+    aioproc: Any, new_loop: Callable[[], Any], threads: int, tmp_path: Path
+) -> None:
+    """Each has its storm; one thread looks for the members of all."""
+
+    def work(number: int) -> None:
+        async def main() -> None:
+            first = 3000 + number * 100
+            results = await asyncio.gather(
+                *(one(aioproc, seed, tmp_path) for seed in range(first, first + 10)),
+                return_exceptions=True,
+            )
+            faults.extend(str(result) for result in results if result is not None)
+
+        try:
+            run(new_loop, main())
+        except BaseException as error:
+            faults.append(repr(error))
+
+    faults: list[str] = []
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not faults, "\n\n".join(faults)
