@@ -644,6 +644,7 @@ SHORT = (
 what, when = sys.argv[2:4]
 limits = {
     "descriptors": (resource.RLIMIT_NOFILE, lambda: max(open_fds()) + 1),
+    "a limit that is passed already": (resource.RLIMIT_NOFILE, lambda: 3),
     # No thread can be made, to begin with.
     "memory": (resource.RLIMIT_AS, lambda: int(open("/proc/self/statm").read().split()[0]) * 4096),
     "processes": (resource.RLIMIT_NPROC, lambda: 0),
@@ -662,7 +663,7 @@ async def main():
     soft, hard = resource.getrlimit(limit)
     resource.setrlimit(limit, (value, hard))
     taken = []
-    while what == "descriptors":
+    while limit == resource.RLIMIT_NOFILE:
         try:
             taken.append(os.dup(0))
         except OSError:
@@ -680,12 +681,9 @@ async def main():
     assert time.monotonic() - began < 5
     assert result.returncode == -9, result
     assert pids[-1] and result.stdout.count(b"\\n") == 3 + term.is_set(), result
-    print(result.left)
-    # The one in a session of its own is there if nobody could look.
-    if result.left is None:
-        assert len(alive()) <= 1
-    else:
-        assert (result.left, alive()) == ([], [])
+    print("none" if result.left == [] else "some")
+    # The one in a session of its own is there if nobody could look, or get at it.
+    assert len(alive()) <= (result.left != []), (result, alive())
 run(main())
 clean(but=1)
 """
@@ -693,14 +691,16 @@ clean(but=1)
 
 
 @pytest.mark.parametrize("when", ["life", "grace"])
-@pytest.mark.parametrize("what", ["descriptors", "memory", "processes"])
+@pytest.mark.parametrize(
+    "what", ["descriptors", "a limit that is passed already", "memory", "processes"]
+)
 def test_an_ending_without(aside: Aside, what: str, when: str) -> None:
     if what == "processes" and os.geteuid() != 0:
         pytest.skip("needs root, to be nobody then")
     left, clean = aside.run(SHORT, FAMILY, what, when).split()
     assert clean == "clean"
     # In a grace there is all that is needed.
-    assert left == "[]" or when == "life"
+    assert left == "none" or when == "life" or "limit" in what
 
 
 # -- in other threads
