@@ -218,8 +218,11 @@ async def one(aioproc: Any, seed: int, directory: Path) -> None:
             result.reason in ("timeout", "idle") and result.forced is None
         )
         if not by_itself or options["leftovers"] == "kill":
+            assert result.left is not None
+            if result.left:
+                # They had been killed, but on a busy machine dying may take a while.
+                assert await settle(lambda: not members(name))
             assert members(name) == []
-            assert result.left == []
         written = tree.written()
         assert result.stdout.startswith(written), (len(result.stdout), len(written))
     except BaseException as error:
@@ -706,7 +709,7 @@ def test_an_ending_without(aside: Aside, what: str, when: str) -> None:
 # -- in other threads
 
 
-@pytest.mark.parametrize("threads", [4])
+@pytest.mark.parametrize("threads", [3])
 def test_loops_of_threads(
     aioproc: Any, new_loop: Callable[[], Any], threads: int, tmp_path: Path
 ) -> None:
@@ -716,7 +719,7 @@ def test_loops_of_threads(
         async def main() -> None:
             first = 3000 + number * 100
             results = await asyncio.gather(
-                *(one(aioproc, seed, tmp_path) for seed in range(first, first + 10)),
+                *(one(aioproc, seed, tmp_path) for seed in range(first, first + 6)),
                 return_exceptions=True,
             )
             faults.extend(str(result) for result in results if result is not None)
