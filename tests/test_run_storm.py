@@ -536,13 +536,17 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c(aside: Aside, times: int) -> None:
-    said = aside.run(INTERRUPTED + "clean()", FAMILY, times, 0)
+    # One in the midst of add_reader() leaves the descriptor in the epoll: it cannot be added.
+    quiet = "logging.getLogger('aioproc').setLevel(logging.ERROR)\n"
+    said = aside.run(quiet + INTERRUPTED + "clean()", FAMILY, times, 0)
     assert said.split() == ["ended", "clean"]
 
 
 @pytest.mark.parametrize("gap", [0, 0.0003, 0.001, 0.003, 0.01])
 def test_ctrl_c_again_and_again(aside: Aside, gap: float) -> None:
     """The third may end the loop with all that was to be done in it."""
+    if aside.loop == "uvloop":
+        pytest.skip("in the midst of uvloop's own code it leaves a loop that cannot be closed")
     quiet = "logging.disable(); warnings.simplefilter('ignore')\n"
     said = aside.run(quiet + INTERRUPTED + "clean(but=1)", FAMILY, 6, gap)
     assert said.split()[-1] == "clean"
