@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import _backends
 from .. import _habits as habits
-from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, logger
+from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
 from .._backends.system import process_state
 from .._backends.watcher import crowded
 from .._sink import Sink
@@ -128,6 +128,7 @@ class Run:
         self._loop = loop
         self._began = began
         self._clock = clock
+        self._generation = generation.number
 
     # -- the way through
 
@@ -171,6 +172,8 @@ class Run:
             child = self._child
             if child is None or child.error is not None:
                 raise
+            if self._generation != generation.number:
+                raise  # in a forked process, and the child is its parent's
             self._cancelled = error
             return "cancelled"
         if reason == "failed":
@@ -324,11 +327,11 @@ class Run:
             self._last = self._loop.time()
 
     def output_ended(self, output: Output, error: Exception | None) -> None:
+        if error is not None:
+            self._fail(error)
         if output.pump is None:
             self._open -= 1
             self._check()
-        if error is not None:
-            self._fail(error)
 
     def _pumped(self, task: asyncio.Task[None]) -> None:
         """There are no callbacks any more, for one of the outputs."""
@@ -357,17 +360,17 @@ class Run:
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if self._error is None and not self._is_ending:
+        if not self._over.done() and not self._is_ending:
             self._error = error
-            if not self._over.done():
-                self._over.set_result("error")
+            self._over.set_result("error")
 
     def _exited(self) -> None:
         child = self._child
         if child is None:
             return  # nobody waits for it any more
         if child.error is not None:
-            if not self._over.done():
+            self._tell_exit()
+            if not self._over.done() and not self._is_ending:
                 self._over.set_result("failed")
             return
         if not self._is_connected:
@@ -380,9 +383,7 @@ class Run:
             self._take_collected(child)
         elif child.collects:
             self._keep_output()
-        waiter = self._exit_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._tell_exit()
         if self._open:
             self._wants_last = True
             for output in self._outputs:
@@ -390,6 +391,11 @@ class Run:
             if self._open and not self._is_ending:
                 self._drain()
         self._check()
+
+    def _tell_exit(self) -> None:
+        waiter = self._exit_waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _take_collected(self, child: Child) -> None:
         """The backend has read what the child had written."""
@@ -437,6 +443,19 @@ class Run:
     def _cut(self) -> None:
         for output in self._outputs:
             output.cut()
+        if self._is_ending and self._open and not self._over.done():
+            # There are callbacks that have heard of what came last, and stay with it.
+            now = self._loop.time()
+            if now > self._draining_since + MOST_FOR_TASKS:
+                self._over.set_result("done")
+                return
+            self._cancel_busy()
+            self._drain_timer = self._loop.call_later(BUSY_PAUSE, self._cut)
+
+    def _cancel_busy(self) -> None:
+        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
+            if listener.is_busy and output.pump is not None:
+                output.pump.cancel()
 
     def _is_busy(self) -> bool:
         return any(listener.is_busy for listener in self._listeners)
@@ -502,9 +521,7 @@ class Run:
         """Ends the tree; reads what there is to be read."""
         self._is_ending = True
         self._stop_timers()
-        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
-            if listener.is_busy and output.pump is not None:
-                output.pump.cancel()
+        self._cancel_busy()
         if not self._is_connected:
             self._connect()
         if self._child is not None and self._child.collects:
@@ -522,6 +539,10 @@ class Run:
         ending = Ending(tree, steps, exit, self._has_ended, self._close_stdin, cancelled)
         try:
             await ending.run()
+            assert self._child is not None
+            if self._child.error is not None:
+                # There was nobody to be ended.
+                raise ending.cancelled or self._child.error
             self._left = ending.left
             if not leftovers:
                 self._forced = ending.forced
