@@ -34,7 +34,7 @@ _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden
 _COMMON = ("tokens.c",)
 _POSIX = (
     *_COMMON,
-    *_files("posix", "usage", "plan", "stdio", "looks", "children"),
+    *_files("posix", "usage", "plan", "stdio", "looks", "output", "children"),
     *_files("posix", "spawn_posix", "port", "spawn", "tree"),
 )
 # And one way to watch, by one kind of handle; and one to see all processes.

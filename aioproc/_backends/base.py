@@ -148,6 +148,19 @@ class Child(Protocol):
     stdin: WriteEnd | None
     stdout: ReadEnd | None
     stderr: ReadEnd | None
+
+    #: Whether the backend is to read what there is at its end, as spawn() was asked for. Then
+    #: it has no pipes until keep_output().
+    @property
+    def collects(self) -> bool: ...
+    #: What it has read then, of stdout and stderr; None for no pipe. A pipe that is not among
+    #: the child's by then has come to its end.
+    @property
+    def collected(self) -> tuple[bytes | None, bytes | None] | None: ...
+    #: How much of the input has gone into its stdin, which is closed if that was all.
+    @property
+    def input_taken(self) -> int: ...
+
     #: That of the child's creation: on_exit and the callbacks of the pipes run in it, or
     #: in a copy.
     context: contextvars.Context
@@ -181,6 +194,9 @@ class Child(Protocol):
     def peek(self) -> int | None:
         """The returncode of a child that has ended, be it noticed or not; leaves the
         noticing to the loop. From any thread."""
+
+    def keep_output(self) -> None:
+        """Ends collecting: it has its pipes."""
 
     def look_later(self, on_slow: Callable[[], None], /) -> bool:
         """Has on_slow called in the loop, in the child's context, once the child has lived
@@ -230,13 +246,26 @@ class Backend(Protocol):
         """What to wait for before each spawn, so that many of them leave the loop time for
         others; None: nothing."""
 
-    def spawn(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False) -> Child:
+    def spawn(
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        lazy: bool = False,
+        collect: bool = False,
+        input: memoryview | None = None,
+    ) -> Child:
         """Starts a child; to be called in the loop's thread. OSError when there is
         none; what failed later comes by Child.started.
 
         lazy: nothing but its end, which most children come to soon, wakes the loop. What
         failed later comes by Child.error and on_exit; to be used with look_later(), whose
         callback then also means that the exec has worked.
+
+        collect: with lazy; the backend may read what the child has written when it has ended
+        (Child.collects), and holds it then if somebody else has its pipes open.
+
+        input: what goes into its stdin, a pipe, as far as there is room in it. The backend may
+        leave it alone (Child.input_taken).
         """
 
     def open_job(self, loop: asyncio.AbstractEventLoop, *, kill_on_close: bool) -> Job:

@@ -14,6 +14,11 @@ from .watcher import Watcher
 class BaseChild:
     """The attributes of base.Child, and who is told of what."""
 
+    #: See base.Child.
+    collects = False
+    collected: tuple[bytes | None, bytes | None] | None = None
+    input_taken = 0
+
     __slots__ = (
         "__weakref__",
         "_rusage",
@@ -46,6 +51,9 @@ class BaseChild:
         self.stdin: WriteEnd | None = stdio.stdin
         self.stdout: ReadEnd | None = stdio.stdout
         self.stderr: ReadEnd | None = stdio.stderr
+
+    def keep_output(self) -> None:
+        pass  # nothing is collected
 
     def look_later(self, on_slow: Callable[[], None]) -> bool:
         watcher = self._slow_watcher

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from time import monotonic
 from typing import Any, Protocol
 
-from .._backends.base import logger
+from .._backends.base import generation, logger
 
 #: Seconds in which a child that has been killed must have ended.
 MOST_AFTER_KILL = 5.0
+#: How often what somebody else cancels is begun.
+TRIES = 3
 
 
 class _Tree(Protocol):
@@ -20,6 +24,7 @@ class _Tree(Protocol):
     async def signal(self, number: int) -> int | None: ...
     async def gone(self, seconds: float) -> bool | None: ...
     async def kill(self) -> list[int] | None: ...
+    def kill_at_once(self) -> None: ...
 
 
 class Ending:
@@ -49,6 +54,7 @@ class Ending:
         #: The first that came.
         self.cancelled = cancelled
         self._is_hurried = False
+        self._generation = generation.number
         self._grace: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
@@ -69,22 +75,45 @@ class Ending:
             if gone is False or not self._has_ended():
                 self.forced = "kill"
             logger.debug("what is left is killed")
-            self.left = await self.wait(self._kill())
-        if not self._exit.done():  # who has gone need not have been noticed yet
-            await self.wait(asyncio.wait([self._exit], timeout=MOST_AFTER_KILL))
+            self.left = await self._insist(self._kill)
+            if self.left is None:
+                self._tree.kill_at_once()
+        # Who has seen that all are gone need not have told us of the child.
+        await self.wait(self._exit, MOST_AFTER_KILL)
 
-    async def wait(self, awaitable: Awaitable[Any]) -> Any:
-        """What it returns. A cancellation is noted, and hurries us if it is another one."""
+    async def wait(self, awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
+        """What it returns; None if it takes longer. A cancellation is noted, and hurries us
+        if it is another one."""
         future = asyncio.ensure_future(awaitable)
+        end = None if seconds is None else monotonic() + seconds
         while not future.done():
+            left = None if end is None else end - monotonic()
+            if left is not None and left <= 0:
+                return None
             try:
-                await asyncio.wait([future])
+                await asyncio.wait([future], timeout=left)
             except asyncio.CancelledError as error:
                 self._note(error)
+            except GeneratorExit:
+                if not future.get_loop().is_closed():
+                    future.cancel()
+                raise
         # Our loop ends all tasks if that has been cancelled: nobody has it from us.
         return None if future.cancelled() else future.result()
 
+    async def _insist(self, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What it returns. Begun again if our loop, which ends all tasks, has ended that of
+        it, perhaps before its first step."""
+        for _ in range(TRIES):
+            task = asyncio.ensure_future(start())
+            result = await self.wait(task)
+            if not task.cancelled():
+                return result
+        return None
+
     def _note(self, error: asyncio.CancelledError) -> None:
+        if self._generation != generation.number:
+            raise error  # in a forked process, and they are all its parent's
         if self.cancelled is None:
             self.cancelled = error
         elif not _is_same(self.cancelled, error):
@@ -105,7 +134,7 @@ class Ending:
                 logger.debug("stdin is closed; %g s are given", grace)
             else:
                 logger.debug("signal %d is sent; %g s are given", action, grace)
-                if await self.wait(self._signal(action)) == 0:
+                if await self._insist(functools.partial(self._signal, action)) == 0:
                     return True
             self.forced = "stop"
             gone = await self._wait_for_grace(self._tree.gone(grace))

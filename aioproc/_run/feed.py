@@ -70,8 +70,10 @@ class Feed:
             self._wake()
 
     def _wake(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        room = self._room
+        # The loop of one that is abandoned may have closed.
+        if room is not None and not room.done() and not room.get_loop().is_closed():
+            room.set_result(None)
 
     def _try_again(self) -> None:
         if self.is_open and len(self._left):

@@ -317,10 +317,8 @@ class Settings:
             kind = type(chunk).__name__
             raise TypeError(f"chunks of input must be bytes-like objects, not {kind}") from None
 
-    def value(self, data: bytes) -> Any:
-        """Output as the user wants it."""
-        if not self.text:
-            return data
+    def decode(self, data: bytes) -> str:
+        """All of an output."""
         text = data.decode(self.encoding, self.errors)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 

@@ -15,7 +15,8 @@ from time import monotonic
 from typing import Any
 
 from .. import _backends
-from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, logger
+from .. import _habits as habits
+from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
 from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
 from .._sink import Sink
@@ -89,6 +90,8 @@ class Run:
     _listeners: tuple[Listener, ...] = ()
     _feed: Feed | None = None
     _feeding: asyncio.Task[None] | None = None
+    #: What the backend has read of stdout and stderr.
+    _collected: tuple[bytes | None, bytes | None] = (None, None)
     #: Outputs that have not come to their end, and callbacks that have not.
     _open = 0
     _is_connected = False
@@ -125,6 +128,7 @@ class Run:
         self._loop = loop
         self._began = began
         self._clock = clock
+        self._generation = generation.number
 
     # -- the way through
 
@@ -168,6 +172,8 @@ class Run:
             child = self._child
             if child is None or child.error is not None:
                 raise
+            if self._generation != generation.number:
+                raise  # in a forked process, and the child is its parent's
             self._cancelled = error
             return "cancelled"
         if reason == "failed":
@@ -186,14 +192,14 @@ class Run:
         opened: list[Any] = []
         try:
             spec = self._spec = settings.spec(opened)
-            child = backend.spawn(spec, loop, not settings.is_in_a_hurry)
+            lazy = not settings.is_in_a_hurry
+            child = backend.spawn(spec, loop, lazy, lazy and self._may_wait(spec), settings.data)
         finally:
             for file in opened:
                 file.close()
         self._child = child
         self._over = loop.create_future()
-        if settings.has_tree and (settings.captures or settings.ends_leftovers):
-            # Its tree may have to be ended when it has ended itself.
+        if settings.ends_leftovers:
             child.hold()
         if settings.timeout is not None:
             self._timer = loop.call_at(self._began + settings.timeout, self._time_is_up)
@@ -222,6 +228,34 @@ class Run:
         if self._is_connected or child is None:
             return
         self._is_connected = True
+        if child.collects:
+            if not child.look_later(self._look):
+                self._keep_output()
+                self._watch()
+            return
+        self._open_pipes()
+        if not settings.is_in_a_hurry and not child.look_later(self._look):
+            self._watch()
+
+    def _may_wait(self, spec: SpawnSpec) -> bool:
+        """Whether output can be left in its pipes until the child has ended."""
+        settings, program = self._settings, spec.programs[0]
+        return settings.max_output is None and not (
+            habits.is_bulky(program, 1) or habits.is_bulky(program, 2)
+        )
+
+    def _keep_output(self) -> None:
+        """The child lives on: its pipes are read as it writes."""
+        assert self._child is not None
+        self._child.keep_output()
+        self._open_pipes()
+
+    def _open_pipes(self) -> None:
+        child, settings = self._child, self._settings
+        assert child is not None
+        if settings.has_tree and settings.captures and not self._has_exited:
+            # Its tree may have to be ended when it has ended itself.
+            child.hold()
         at_once = settings.is_in_a_hurry
         # They are ours now. The backend may keep the child for longer than the loop lives.
         stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
@@ -229,7 +263,7 @@ class Run:
         if stdin is not None:
             self._feed = Feed(stdin)
             if settings.data is not None:
-                at_once |= not self._feed.send_all(settings.data)
+                at_once |= not self._feed.send_all(settings.data[child.input_taken :])
             else:
                 feeding = feed(self._feed, settings.source, settings.encode)
                 self._feeding = self._loop.create_task(feeding)
@@ -251,8 +285,6 @@ class Run:
             self._wants_last = True
             self._last = self._loop.time()
             self._idle_timer = self._loop.call_later(settings.idle_timeout, self._idle_is_up)
-        if not settings.is_in_a_hurry and not child.look_later(self._look):
-            self._watch()
 
     def _listen(self) -> None:
         settings = self._settings
@@ -277,14 +309,15 @@ class Run:
 
     def _look(self) -> None:
         """The child has not ended as soon as most do."""
+        assert self._child is not None
+        if self._child.collects:
+            self._keep_output()
         waits = False
         for output in self._outputs:
             waits |= output.look()
         self._looks += 1
-        if waits:
-            assert self._child is not None
-            if self._looks == LOOKS or not self._child.look_later(self._look):
-                self._watch()
+        if waits and (self._looks == LOOKS or not self._child.look_later(self._look)):
+            self._watch()
 
     def _watch(self) -> None:
         for output in self._outputs:
@@ -295,11 +328,11 @@ class Run:
             self._last = self._loop.time()
 
     def output_ended(self, output: Output, error: Exception | None) -> None:
+        if error is not None:
+            self._fail(error)
         if output.pump is None:
             self._open -= 1
             self._check()
-        if error is not None:
-            self._fail(error)
 
     def _pumped(self, task: asyncio.Task[None]) -> None:
         """There are no callbacks any more, for one of the outputs."""
@@ -328,19 +361,18 @@ class Run:
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        if self._error is None and not self._is_ending:
+        if not self._over.done() and not self._is_ending:
             self._error = error
-            if not self._over.done():
-                self._over.set_result("error")
+            self._over.set_result("error")
 
     def _exited(self) -> None:
         child = self._child
         if child is None:
             return  # nobody waits for it any more
         if child.error is not None:
-            if not self._is_ending and not self._over.done():
-                self._over.set_result("failed")
             self._tell_exit()
+            if not self._over.done() and not self._is_ending:
+                self._over.set_result("failed")
             return
         if not self._is_connected:
             try:
@@ -348,6 +380,10 @@ class Run:
             except BaseException as error:
                 self._fail(error)
         self._has_exited = True
+        if child.collected is not None:
+            self._take_collected(child)
+        elif child.collects:
+            self._keep_output()
         self._tell_exit()
         if self._open:
             self._wants_last = True
@@ -361,6 +397,18 @@ class Run:
         waiter = self._exit_waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _take_collected(self, child: Child) -> None:
+        """The backend has read what the child had written."""
+        assert child.collected is not None
+        self._collected = child.collected
+        if child.stdout is not None or child.stderr is not None:
+            # Not to its end.
+            self._open_pipes()
+            for output in self._outputs:
+                data = self._collected[output.fd - 1]
+                if data:
+                    output.sink.add(data)
 
     def _check(self) -> None:
         if self._has_exited and not self._open and not self._over.done():
@@ -396,6 +444,19 @@ class Run:
     def _cut(self) -> None:
         for output in self._outputs:
             output.cut()
+        if self._is_ending and self._open and not self._over.done():
+            # There are callbacks that have heard of what came last, and stay with it.
+            now = self._loop.time()
+            if now > self._draining_since + MOST_FOR_TASKS:
+                self._over.set_result("done")
+                return
+            self._cancel_busy()
+            self._drain_timer = self._loop.call_later(BUSY_PAUSE, self._cut)
+
+    def _cancel_busy(self) -> None:
+        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
+            if listener.is_busy and output.pump is not None:
+                output.pump.cancel()
 
     def _is_busy(self) -> bool:
         return any(listener.is_busy for listener in self._listeners)
@@ -460,15 +521,13 @@ class Run:
 
     async def _end(self, *, leftovers: bool = False) -> None:
         """Ends the tree; reads what there is to be read."""
-        child = self._child
-        assert child is not None
         self._is_ending = True
         self._stop_timers()
-        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
-            if listener.is_busy and output.pump is not None:
-                output.pump.cancel()
+        self._cancel_busy()
         if not self._is_connected:
             self._connect()
+        if self._child is not None and self._child.collects:
+            self._keep_output()
         if self._feeding is not None:
             self._feeding.cancel()
         # Whatever it was that happened: what is left to wait for is the end.
@@ -482,8 +541,10 @@ class Run:
         ending = Ending(tree, steps, exit, self._has_ended, self._close_stdin, cancelled)
         try:
             await ending.run()
-            if child.error is not None:  # there has been nobody
-                raise ending.cancelled or child.error
+            assert self._child is not None
+            if self._child.error is not None:
+                # There was nobody to be ended.
+                raise ending.cancelled or self._child.error
             self._left = ending.left
             if not leftovers:
                 self._forced = ending.forced
@@ -595,15 +656,17 @@ class Run:
 
     def _result(self, reason: Reason) -> CompletedProcess[Any]:
         child, settings = self._child, self._settings
-        outputs: list[Any] = [None, None]
+        outputs: list[Any] = list(self._collected)
+        if settings.text:
+            outputs = [None if one is None else self._decoded(one) for one in outputs]
         dropped = [0, 0]
         for output in self._outputs:
             try:
-                data = outputs[output.fd - 1] = output.sink.value()
-                if settings.text:
-                    outputs[output.fd - 1] = settings.value(data)
-            except (UnicodeError, MemoryError) as error:
+                data = output.sink.value()
+            except MemoryError as error:
                 self._error = self._error or error
+                continue
+            outputs[output.fd - 1] = self._decoded(data) if settings.text else data
             if isinstance(output.sink, Bounded):
                 dropped[output.fd - 1] = output.sink.dropped
         if self._error is not None and self._cancelled is None:
@@ -627,6 +690,13 @@ class Run:
             errors=settings.errors,
             timeout=settings.idle_timeout if reason == "idle" else settings.timeout,
         )
+
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            return self._settings.decode(data)
+        except (UnicodeError, MemoryError) as error:
+            self._error = self._error or error
+            return data
 
     def _report(self, result: CompletedProcess[Any]) -> None:
         if not logger.isEnabledFor(20):

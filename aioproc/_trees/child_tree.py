@@ -72,7 +72,8 @@ class ChildTree:
         say; None where nobody can look: then the group and the child have been."""
         self._begin()
         left = await asyncio.shield(self._tree.kill())
-        if left is None:
+        if left != []:
+            # There was no descriptor for each of them, say: this needs none.
             self._signal_leader(signal.SIGKILL)
             if self._refused:
                 return [self._child.pid]

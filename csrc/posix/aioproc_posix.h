@@ -43,7 +43,8 @@ enum {
   AP_SETGROUPS = 32,
   AP_SETGID = 64,
   AP_SETUID = 128,
-  AP_LAZY = 256 /* no completion tells that the exec has worked, see ap_look */
+  AP_LAZY = 256, /* no completion tells that the exec has worked, see ap_look */
+  AP_COLLECT = 512 /* what it writes is read at its end, see ap_completion.collected */
 };
 
 /* ap_features() */
@@ -92,7 +93,12 @@ typedef struct {
   /* Instead of `strings`, for long ones: by ap_text_new. Taken by ap_port_spawn, which
    * then sets it to NULL. */
   char *text;
+  /* Written into the AP_PIPE of stdin, whose other end is closed if all of it fits; or
+   * NULL. */
+  const char *input;
+  int64_t input_size;
   /* Filled in by ap_port_spawn. */
+  int64_t input_taken;
   int32_t orphans;    /* as ap_orphan_count */
   int32_t pid;
   int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
@@ -119,6 +125,15 @@ typedef struct {
   int64_t blocks_out;
   int64_t switches_voluntary;
   int64_t switches_involuntary;
+  /* AP_COLLECT, and nobody else had its pipes open when it ended: 1. `output` is what it
+   * had written to stdout and then to stderr, `sizes` how much; it stays there until the next
+   * ap_port_next. A pipe that has been read to its end is closed; `open` has a bit for each
+   * other. */
+  int32_t collected;
+  int32_t open;
+  int32_t sizes[2];
+  const char *output;
+  int32_t held; /* AP_COLLECT, and somebody had: as after ap_hold */
 } ap_completion;
 
 /* AP_CLONE, AP_PORTABLE, AP_COPY: the strategies of this system, as bits. */
@@ -162,6 +177,10 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
  * not known yet, or it has failed, which a completion will tell; -ESRCH: the token is
  * gone. */
 int ap_look(int64_t token);
+
+/* Ends AP_COLLECT: the caller reads the pipes itself, and may close them. To be called before
+ * either, unless a completion has told of the child's end. 0; -ESRCH: the token is gone. */
+int ap_keep_output(int64_t token);
 
 /* Watches a running, unreaped child of this process that somebody else started.
  * > 0: its token; only AP_EXITED will come for it. On -errno the child is as it

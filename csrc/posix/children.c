@@ -17,7 +17,7 @@ static int orphan_count;
 ap_child *child_new(void) {
   ap_child *child = calloc(1, sizeof *child);
   if (!child) return NULL;
-  child->pidfd = child->exec_fd = -1;
+  child->pidfd = child->exec_fd = child->output[0] = child->output[1] = -1;
   child->token = token_new(child);
   if (child->token) return child;
   free(child);
@@ -173,6 +173,7 @@ finish:
 
 void orphan_adopt(ap_child *child) {
   child->port = NULL;
+  child->collects = false;
   child_link(&orphans, child);
   orphan_count++;
 }
@@ -243,6 +244,14 @@ int ap_look(int64_t token) {
   return result;
 }
 
+int ap_keep_output(int64_t token) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(token);
+  if (child) child->collects = false;
+  pthread_mutex_unlock(&ap_lock);
+  return child ? 0 : -ESRCH;
+}
+
 int ap_abandon(int64_t token) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
@@ -251,7 +260,7 @@ int ap_abandon(int64_t token) {
     result = -ECHILD;
   } else if (child) {
     child->abandoned = true;
-    child->held = false;
+    child->held = child->collects = false;
     result = process_signal(child, SIGKILL);
     if (child->told) look_later(child->port, child, SOON);
   }

@@ -4,6 +4,7 @@
  *   tokens.c, usage.c, plan.c, stdio.c
  *   port_epoll.c or port_kqueue.c    the poller: what a port waits for
  *   looks.c                          children to be looked at without an event
+ *   output.c                         what a child has written by its end
  *   pidfd.c or pid.c                 one child, as the kernel knows it
  *   children.c                       all children, from their exec to their end
  *   child_code.c, spawn_clone.c      making a child: on Linux
@@ -52,6 +53,8 @@ struct ap_child {
   struct ap_plan *plan; /* what the child runs on and reads until its exec */
   bool lazy;        /* its exec's result is not watched: its exit tells that, too */
   bool abandoned;   /* nobody wants its completions */
+  bool collects;    /* what it has written is read at its end, from `output` */
+  int output[2];    /* our ends of its stdout and stderr; -1: none. Not ours to close but there */
   bool held;        /* is not to be reaped */
   bool told;        /* has ended while it was held, and that was told of */
   int error, step;  /* CHILD_FAILING */
@@ -79,6 +82,8 @@ struct ap_port {
   int live;
   ap_child *children;
   ap_child *retry; /* those that are owed a look */
+  char *memory;    /* for what children have written: OUTPUT_MEMORY bytes */
+  size_t memory_used;
   ap_port *next, *prev;
 };
 
@@ -191,6 +196,14 @@ ap_child *looks_take(ap_port *port);
 void looks_put_back(ap_port *port, ap_child *list);
 /* The child has been through its exec: the port is to hear of its exit. */
 void expect_exit(ap_port *port, ap_child *child);
+
+/* output.c: what a child has written by its end. With ap_lock held. */
+
+enum { OUTPUT_COUNT = 2, OUTPUT_MEMORY = 1 << 17 };
+/* Whether nobody can write any more: no process that the child has left behind. */
+bool output_has_ended(const ap_child *child);
+/* Then: reads it into the port's memory, and closes what has been read to its end. */
+void output_read(ap_port *port, ap_child *child, ap_completion *out);
 
 /* pidfd.c on Linux, pid.c elsewhere: one child. With ap_lock held, so that a signal
  * and the reaping exclude each other. */

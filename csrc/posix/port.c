@@ -37,8 +37,10 @@ int ap_port_open(ap_port **result) {
   ap_port *port = calloc(1, sizeof *port);
   if (!port) return -ENOMEM;
   port->owner = getpid();
-  int error = poller_open(port);
+  port->memory = malloc(OUTPUT_MEMORY);
+  int error = port->memory ? poller_open(port) : -ENOMEM;
   if (error < 0) {
+    free(port->memory);
     free(port);
     return error;
   }
@@ -87,7 +89,13 @@ finish:
 
 /* Returns 1 with *out filled in when there is something to report. */
 static int advance(ap_port *port, ap_child *child, ap_completion *out) {
-  switch (child_advance(child, out)) {
+  /* Before it is reaped: where it has left somebody behind, that is to be held who leads
+   * their group. */
+  bool holds = child->collects && !child->held && !output_has_ended(child);
+  if (holds) child->held = true;
+  int result = child_advance(child, out);
+  if (holds && result != ADVANCE_HELD) child->held = false;
+  switch (result) {
     case ADVANCE_STARTED:
       memset(out, 0, sizeof *out);
       out->token = child->token;
@@ -103,9 +111,12 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
     case ADVANCE_HELD:
       unwatch(port, child);
       child->told = true;
+      child->collects = false;
+      out->held = holds;
       return !child->abandoned;
     case ADVANCE_ENDED: {
       bool tell = !child->abandoned && !child->told;
+      if (child->collects && tell) output_read(port, child, out);
       forget(port, child);
       child_free(child);
       return tell;
@@ -138,6 +149,7 @@ int ap_port_next(ap_port *port, ap_completion *completions, int n) {
   if (port_is_foreign(port)) return -ECHILD;
 
   pthread_mutex_lock(&ap_lock);
+  port->memory_used = 0;
   int ready = poller_wait(port, tokens, n);
   bool timer = false;
   for (int i = 0; i < ready; i++) {
@@ -197,6 +209,7 @@ static void port_destroy(ap_port *port, bool ours) {
     ports = port->next;
   if (port->next) port->next->prev = port->prev;
   poller_close(port, ours);
+  free(port->memory);
   free(port);
 }
 

@@ -125,6 +125,17 @@ int ap_features(void) {
   return features;
 }
 
+/* Its port cannot have told of its end yet, since that is done by the caller. */
+static void collect(const ap_request *request) {
+  pthread_mutex_lock(&ap_lock);
+  ap_child *child = child_find(request->token);
+  if (child) {
+    child->collects = true;
+    for (int i = 0; i < OUTPUT_COUNT; i++) child->output[i] = request->ours[i + 1];
+  }
+  pthread_mutex_unlock(&ap_lock);
+}
+
 int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
                       const int32_t *pass_fds, const uint32_t *groups) {
   if (port_is_foreign(port)) return -ECHILD;
@@ -140,6 +151,7 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
     request->token = start_portable(port, request, strings, pass_fds);
   else
     request->token = start_clone(port, request, strings, pass_fds, groups);
+  if (request->token > 0 && request->flags & AP_COLLECT) collect(request);
   stdio_close(request, theirs, request->token > 0);
   return request->token;
 }

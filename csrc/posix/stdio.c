@@ -42,11 +42,24 @@ static int open_stream(ap_request *request, int number, int *theirs) {
   return 0;
 }
 
+/* Before there is a child, so that there is a reader in any case, and no SIGPIPE. */
+static void write_input(ap_request *request) {
+  int fd = request->ours[0];
+  if (fd < 0) return;
+  ssize_t n = request->input_size ? write(fd, request->input, (size_t)request->input_size) : 0;
+  request->input_taken = n > 0 ? n : 0;
+  if (request->input_taken == request->input_size) {
+    close(fd);
+    request->ours[0] = -1;
+  }
+}
+
 int stdio_open(ap_request *request, int *theirs) {
   int result = 0;
   for (int i = 0; i < STDIO_COUNT; i++) request->ours[i] = theirs[i] = -1;
   for (int i = 0; i < STDIO_COUNT && result == 0; i++)
     result = open_stream(request, i, &theirs[i]);
+  if (result == 0 && request->input) write_input(request);
   if (result < 0)
     stdio_close(request, theirs, false);
   else if (request->err_to_out)

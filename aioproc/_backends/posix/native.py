@@ -178,7 +178,18 @@ class _Held:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_generation", "_held", "_port", "_spec", "_token", "_usage", "is_starting")
+    __slots__ = (
+        "_generation",
+        "_held",
+        "_port",
+        "_spec",
+        "_stdio",
+        "_token",
+        "_usage",
+        "collected",
+        "input_taken",
+        "is_starting",
+    )
 
     def __init__(self, port: _Port, token: int, pid: int, spec: SpawnSpec, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
@@ -192,6 +203,26 @@ class NativeChild(BaseChild):
         #: An ap_completion, as bytes.
         self._usage: bytes | None = None
         self._held: _Held | None = None
+        #: What has its pipes, as long as the C layer is to read them.
+        self._stdio: Stdio | None = None
+        self.collected: tuple[bytes | None, bytes | None] | None = None
+        self.input_taken = 0
+
+    @property
+    def collects(self) -> bool:  # type: ignore[override]
+        return self._stdio is not None
+
+    def keep_output(self) -> None:
+        if self._stdio is not None:
+            lib.ap_keep_output(self._token)
+            self._take_pipes()
+
+    def _take_pipes(self) -> None:
+        stdio, self._stdio = self._stdio, None
+        assert stdio is not None
+        stdio.take()
+        stdio.finish()
+        self.stdin, self.stdout, self.stderr = stdio.stdin, stdio.stdout, stdio.stderr
 
     @property
     def rusage(self) -> ResourceUsage | None:
@@ -252,6 +283,8 @@ class NativeChild(BaseChild):
         return self.returncode
 
     def abandon(self) -> None:
+        if self._is_ours():
+            self.keep_output()
         self._leave()
         self.release()
         port = self._port
@@ -260,6 +293,8 @@ class NativeChild(BaseChild):
 
     def note(self, completion: Any) -> None:
         """AP_EXITED or AP_FAILED has come. Any thread; tells nobody."""
+        if self._stdio is not None:
+            self._note_output(completion)
         if self._held is None:
             self._port = None
         if completion.kind == lib.AP_FAILED:
@@ -275,6 +310,25 @@ class NativeChild(BaseChild):
             warn_unknown_exit(self.pid)
         else:
             self.returncode = os.waitstatus_to_exitcode(status)
+
+    def _note_output(self, completion: Any) -> None:
+        stdio = self._stdio
+        assert stdio is not None
+        if completion.held:
+            self._held = _Held(self._token)
+        if not completion.collected:
+            return
+        ours = stdio.ours()
+        output, (out, err) = completion.output, completion.sizes
+        self.collected = (
+            ffi.buffer(output, out)[:] if ours[1] >= 0 else None,
+            ffi.buffer(output + out, err)[:] if ours[2] >= 0 else None,
+        )
+        stdio.close_those(completion.open)
+        if completion.open:
+            self._take_pipes()
+        else:
+            self._stdio = None
 
     def look(self) -> None:
         on_slow = self.on_slow
@@ -434,7 +488,12 @@ class PosixBackend(WithoutJobs):
         return _ports.turn(loop)
 
     def spawn(
-        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        lazy: bool = False,
+        collect: bool = False,
+        input: memoryview | None = None,
     ) -> NativeChild:
         if spec.given:
             spec.check_open()
@@ -445,10 +504,11 @@ class PosixBackend(WithoutJobs):
         child = None
         try:
             if spec.preexec_fn is None:
-                child = self._spawn(spec, loop, port, stdio, lazy)
+                child = self._spawn(spec, loop, port, stdio, lazy, collect, input)
             else:
                 child = self._spawn_by_popen(spec, loop, port, stdio)
-            stdio.finish()
+            if child._stdio is None:
+                stdio.finish()
             port.spend(perf_counter() - began)
             return child
         except BaseException:
@@ -462,6 +522,8 @@ class PosixBackend(WithoutJobs):
         port: _Port,
         stdio: Stdio,
         lazy: bool,
+        collect: bool,
+        input: memoryview | None,
     ) -> NativeChild:
         # What subprocess.Popen raises, before anything is started (PEP 578).
         sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
@@ -471,6 +533,11 @@ class PosixBackend(WithoutJobs):
         pipes = PIPE in spec.stdio
         if pipes:
             stdio.expect(request)
+            if collect:
+                request.flags |= lib.AP_COLLECT
+        data = None if input is None else ffi.from_buffer(input)
+        if data is not None:
+            request.input, request.input_size = data, len(data)
         try:
             token = lib.ap_port_spawn(
                 port.handle,
@@ -485,9 +552,16 @@ class PosixBackend(WithoutJobs):
                 if token == -errno.ENOTSUP:
                     return self._spawn_by_popen(spec, loop, port, stdio)
                 raise spawn_error(spec, -token, request.step)
-            if pipes:
+            kept = not collect or request.ours[0] >= 0
+            if pipes and kept:
+                if collect:
+                    lib.ap_keep_output(token)
                 stdio.take()
             child = NativeChild(port, token, request.pid, spec, stdio)
+            if pipes and not kept:
+                child._stdio = stdio
+            if data is not None:
+                child.input_taken = request.input_taken
             if not request.started:
                 child.is_starting = True
                 if not lazy:

@@ -249,6 +249,8 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
 
     def take(self) -> None:
         """The C layer has opened them."""
+        if self._request is None:
+            return  # and they have been closed since
         held = self.watcher._loop
         stdin, stdout, stderr = self._request.ours
         if stdin >= 0:
@@ -257,6 +259,19 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
             self.stdout = FdReadEnd(held, stdout)
         if stderr >= 0:
             self.stderr = FdReadEnd(held, stderr)
+
+    def ours(self) -> Any:
+        """The numbers of what it has opened."""
+        return self._request.ours
+
+    def close_those(self, open_: int) -> None:
+        """The C layer has closed its pipes, but for those with a bit in `open_`."""
+        for i in (1, 2):
+            if not open_ & i:
+                self._request.ours[i] = -1
+        if not open_:
+            self._request = None
+            _making.pop(id(self), None)
 
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         sources = spec.stdio

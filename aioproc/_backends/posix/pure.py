@@ -36,7 +36,12 @@ class PureBackend(WithoutJobs):
         return watchers.turn(loop)
 
     def spawn(
-        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        lazy: bool = False,
+        collect: bool = False,
+        input: memoryview | None = None,
     ) -> PureChild:
         if sys.platform in WITHOUT_PROCESSES:
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")

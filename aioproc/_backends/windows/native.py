@@ -80,7 +80,12 @@ class WindowsBackend:
         return _ports.turn(loop)
 
     def spawn(
-        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        lazy: bool = False,
+        collect: bool = False,
+        input: memoryview | None = None,
     ) -> NativeChild:
         spec.check_open()
         began = perf_counter()

@@ -38,7 +38,12 @@ class PureBackend(WithoutJobs):
         return _ports.turn(loop)
 
     def spawn(
-        self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, lazy: bool = False
+        self,
+        spec: SpawnSpec,
+        loop: asyncio.AbstractEventLoop,
+        lazy: bool = False,
+        collect: bool = False,
+        input: memoryview | None = None,
     ) -> WindowsChild:
         if (spec.startupinfo.lpAttributeList or {}).get("job_list"):
             # Popen would pass over it in silence.
