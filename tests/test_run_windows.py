@@ -251,22 +251,6 @@ async def test_those_who_do_not_hear(
     assert time.monotonic() - began >= 0.3
 
 
-async def test_one_grace_for_a_child_alone(
-    aioproc: Any, clock: Clock, deaf: asyncio.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And the same where there is a job."""
-    running = aioproc.run(
-        *python("import sys, time\n" + WORD + STAYS, clock.word), timeout=1000, stop=0.5
-    )
-    task = asyncio.ensure_future(running)
-    await clock.word_came()
-    began = time.monotonic()
-    clock.run._time_is_up()
-    with pytest.raises(aioproc.TimeoutExpired):
-        await task
-    assert 0.5 <= time.monotonic() - began < 0.95
-
-
 async def test_the_leader_ends_and_a_member_does_not(
     aioproc: Any, clock: Clock, heard: Heard
 ) -> None:
