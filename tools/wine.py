@@ -304,6 +304,18 @@ def windows_path(path: Path) -> str:
     return "Z:" + str(path).replace("/", "\\")
 
 
+def end_strays(place: Place) -> None:
+    """Processes that were killed before the wineserver knew of them wait for it for ever, with
+    our pipe open."""
+    prefix = b"WINEPREFIX=" + os.fsencode(place.prefix)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if prefix in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except OSError:
+            pass  # gone, or another's
+
+
 def run_python(
     wine: Wine, place: Place, python: Path, words: list[str], env: dict[str, str], fuse: float
 ) -> int:
@@ -325,12 +337,19 @@ def run_python(
 
     def end() -> None:
         cut.append(True)
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         kill = wine.command(["wineserver", "-k"], place)
         subprocess.run([str(word) for word in kill], env=wine.environment(place))
 
+    def clean_up() -> None:
+        process.wait()
+        end_strays(place)
+
     timer = threading.Timer(fuse, end)
     timer.start()
+    cleaner = threading.Thread(target=clean_up)
+    cleaner.start()
     try:
         for line in process.stdout:
             sys.stdout.buffer.write(line.replace(b"\r\n", b"\n"))
@@ -343,6 +362,7 @@ def run_python(
     finally:
         timer.cancel()
         timer.join()
+        cleaner.join()
         process.stdout.close()
     if cut:
         raise Failure(f"no end after {fuse:g} seconds")
