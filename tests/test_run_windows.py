@@ -306,6 +306,38 @@ async def test_a_timeout_cuts_the_drain_short(aioproc: Any, clock: Clock, heard:
     assert is_alive(heard.pids[0])
 
 
+@everywhere
+async def test_a_callback_that_is_busy_when_time_is_up(aioproc: Any, clock: Clock) -> None:
+    """What it would have heard of is in the result."""
+    busy, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def on_output(stream: str, data: bytes) -> None:
+        busy.set()
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            cancelled.set()
+
+    code = "import os; os.write(1, b'first'); os.read(0, 1); os.write(1, b'x' * 50_000)"
+
+    async def source() -> AsyncIterator[bytes]:
+        await busy.wait()
+        yield b"x"
+
+    running = aioproc.run(*python(code), input=source(), timeout=1000, on_output=on_output)
+    task = asyncio.ensure_future(running)
+    await asyncio.wait_for(busy.wait(), FUSE)
+    while not clock.run._has_exited:
+        await asyncio.sleep(0.001)
+    clock.run._time_is_up()
+    with pytest.raises(aioproc.TimeoutExpired) as caught:
+        await asyncio.wait_for(task, FUSE)
+    assert cancelled.is_set()
+    result = caught.value.result
+    assert (result.returncode, result.reason, result.complete) == (0, "timeout", True)
+    assert result.stdout == b"first" + b"x" * 50_000
+
+
 # -- cancellation, errors
 
 
