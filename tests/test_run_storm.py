@@ -641,7 +641,9 @@ clean()
 def test_a_fork(aside: Aside, how: str, stage: str) -> None:
     """The forked process ends like any other, and lets its parent's children be."""
     if how == "loop" and aside.loop == "uvloop":
-        pytest.skip("a copy of libuv's loop aborts in the forked process, or disturbs the parent's")
+        pytest.skip(
+            "a copy of libuv's loop aborts in the forked process, or disturbs the parent's"
+        )
     assert aside.run(FORKED, FAMILY, how, stage) == "clean\n"
 
 
