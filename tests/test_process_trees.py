@@ -315,14 +315,18 @@ run(main())
 
 
 def test_a_block_with_the_mark() -> None:
-    assert mark.in_block(b"", 0, "m") == (b"AIOPROC_TREE=m\0", 1)
-    assert mark.in_block(b"A=1\0", 1, "m") == (b"A=1\0AIOPROC_TREE=m\0", 2)
-    assert mark.in_block(b"AIOPROC_TREE=\0A=1\0", 2, "m") == (b"AIOPROC_TREE=m\0A=1\0", 2)
+    def in_block(text: bytes, count: int) -> tuple[bytes, int]:
+        parts, count = mark.in_block(text, count, "m")
+        return b"\0".join(parts), count
+
+    assert in_block(b"", 0) == (b"AIOPROC_TREE=m\0", 1)
+    assert in_block(b"A=1\0", 1) == (b"AIOPROC_TREE=m\0A=1\0", 2)
+    assert in_block(b"AIOPROC_TREE=\0A=1\0", 2) == (b"AIOPROC_TREE=m\0A=1\0", 2)
     block = b"A=1\0AIOPROC_TREE=a:b\0B=2\0"
-    assert mark.in_block(block, 3, "m") == (b"A=1\0AIOPROC_TREE=a:b:m\0B=2\0", 3)
+    assert in_block(block, 3) == (b"A=1\0AIOPROC_TREE=a:b:m\0B=2\0", 3)
     # Another variable, whose name ends like it.
     block = b"XAIOPROC_TREE=a\0"
-    assert mark.in_block(block, 1, "m") == (block + b"AIOPROC_TREE=m\0", 2)
+    assert in_block(block, 1) == (b"AIOPROC_TREE=m\0" + block, 2)
     assert mark.in_mapping({b"AIOPROC_TREE": b"a"}, "m") == {"AIOPROC_TREE": "a:m"}
     assert mark.in_mapping({"AIOPROC_TREE": "a", "B": "2"}, "m") == {
         "AIOPROC_TREE": "a:m",

@@ -498,7 +498,7 @@ class Run:
         for timer in (self._timer, self._idle_timer, self._drain_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._idle_timer = self._drain_timer = None
+                self._timer = self._idle_timer = self._drain_timer = None
 
     # -- the end
 

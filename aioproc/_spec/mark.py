@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +16,17 @@ NAME = "AIOPROC_TREE"
 _PREFIX = NAME.encode() + b"="
 
 
-def in_block(text: bytes, count: int, mark: str) -> tuple[bytes, int]:
-    """A block of NAME=value strings, each with its NUL, and their number: with the mark."""
+def in_block(text: bytes, count: int, mark: str) -> tuple[list[bytes], int]:
+    """A block of NAME=value strings, each with its NUL, and their number: with the mark.
+    In parts, between which there are to be NULs."""
+    if _PREFIX not in text:
+        return [_PREFIX + mark.encode(), text], count + 1
     at = 0 if text.startswith(_PREFIX) else text.find(b"\0" + _PREFIX) + 1
     if at == 0 and not text.startswith(_PREFIX):
-        return text + _PREFIX + mark.encode() + b"\0", count + 1
+        return [_PREFIX + mark.encode(), text], count + 1  # it is in another's value
     start = at + len(_PREFIX)
     end = text.index(b"\0", start)
-    return text[:start] + appended(text[start:end], mark) + text[end:], count
+    return [text[:start] + appended(text[start:end], mark) + text[end:]], count
 
 
 def in_mapping(env: Mapping[Any, Any] | None, mark: str) -> dict[Any, Any]:
@@ -33,9 +37,30 @@ def in_mapping(env: Mapping[Any, Any] | None, mark: str) -> dict[Any, Any]:
     return variables
 
 
-def new_mark() -> str:
-    """64 random bits, as 16 hexadecimal digits."""
-    return os.urandom(8).hex()
+class _Marks:
+    """64 random bits to begin with, which others cannot guess, and others that lie far
+    apart: one call of the kernel for all of this process."""
+
+    #: Odd, so that none comes again: 2**64 divided by the golden ratio.
+    _STEP = 0x9E3779B97F4A7C15
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """In a forked process, too, which would have the same as its parent."""
+        self._numbers = itertools.count(int.from_bytes(os.urandom(8), "big"), self._STEP)
+
+    def new(self) -> str:
+        return f"{next(self._numbers) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+_marks = _Marks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_marks.begin)
+
+#: Returns 64 random bits, as 16 hexadecimal digits.
+new_mark = _marks.new
 
 
 def appended(value: bytes, mark: str) -> bytes:

@@ -198,7 +198,6 @@ class SpawnSpec:
         self.has_more = (
             pipesize > 0
             or bool(pass_fds)
-            or bool(start_new_session)
             or process_group is not None
             or not (user is group is None)
             or extra_groups is not None
@@ -222,9 +221,10 @@ class SpawnSpec:
             self.preexec_fn = preexec_fn
         return self
 
-    def marked_block(self, text: bytes, count: int) -> tuple[bytes, int]:
-        """The environment with the mark: NAME=value strings, each with its NUL, and how
-        many. The mark stands there alone: not in `env`, which others see."""
+    def marked_block(self, text: bytes, count: int) -> tuple[list[bytes], int]:
+        """The environment with the mark: NAME=value strings, each with its NUL, in parts that
+        are to have one between them, and how many. The mark stands there alone: not in
+        `env`, which others see."""
         return mark.in_block(text, count, self.mark)
 
     def marked_env(self) -> Mapping[Any, Any] | None:

@@ -99,6 +99,7 @@ typedef struct {
   int64_t input_size;
   /* Filled in by ap_port_spawn. */
   int64_t input_taken;
+  int32_t null_fd;
   int32_t orphans;    /* as ap_orphan_count */
   int32_t pid;
   int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
@@ -179,7 +180,8 @@ int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
 int ap_look(int64_t token);
 
 /* Ends AP_COLLECT: the caller reads the pipes itself, and may close them. To be called before
- * either, unless a completion has told of the child's end. 0; -ESRCH: the token is gone. */
+ * either. They do not block from then on, whether the token is gone or not; but not those that
+ * a completion with `collected` has told of, which nobody can write to. 0; -ESRCH: gone. */
 int ap_keep_output(int64_t token);
 
 /* Watches a running, unreaped child of this process that somebody else started.

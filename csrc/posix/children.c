@@ -2,6 +2,7 @@
  * children that outlived the port they were started on. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,9 +172,16 @@ finish:
   return result;
 }
 
+void child_keep_output(ap_child *child) {
+  if (!child->collects) return;
+  child->collects = false;
+  for (int i = 0; i < OUTPUT_COUNT; i++)
+    if (child->output[i] >= 0) fcntl(child->output[i], F_SETFL, O_NONBLOCK);
+}
+
 void orphan_adopt(ap_child *child) {
   child->port = NULL;
-  child->collects = false;
+  child_keep_output(child);
   child_link(&orphans, child);
   orphan_count++;
 }
@@ -247,7 +255,7 @@ int ap_look(int64_t token) {
 int ap_keep_output(int64_t token) {
   pthread_mutex_lock(&ap_lock);
   ap_child *child = child_find(token);
-  if (child) child->collects = false;
+  if (child) child_keep_output(child);
   pthread_mutex_unlock(&ap_lock);
   return child ? 0 : -ESRCH;
 }
@@ -260,7 +268,8 @@ int ap_abandon(int64_t token) {
     result = -ECHILD;
   } else if (child) {
     child->abandoned = true;
-    child->held = child->collects = false;
+    child->held = false;
+    child_keep_output(child);
     result = process_signal(child, SIGKILL);
     if (child->told) look_later(child->port, child, SOON);
   }

@@ -244,6 +244,8 @@ int sys_pidfd_exit_status(int pidfd, int *status);
 /* children.c: all children of this process. */
 ap_child *child_new(void);
 void child_free(ap_child *child); /* closes and frees all it holds */
+/* What it writes is read by others from now on, if it was not yet. */
+void child_keep_output(ap_child *child);
 void child_link(ap_child **list, ap_child *child);
 void child_unlink(ap_child **list, ap_child *child);
 

@@ -91,7 +91,8 @@ finish:
 static int advance(ap_port *port, ap_child *child, ap_completion *out) {
   /* Before it is reaped: where it has left somebody behind, that is to be held who leads
    * their group. */
-  bool holds = child->collects && !child->held && !output_has_ended(child);
+  bool ended = child->collects && output_has_ended(child);
+  bool holds = child->collects && !child->held && !ended;
   if (holds) child->held = true;
   int result = child_advance(child, out);
   if (holds && result != ADVANCE_HELD) child->held = false;
@@ -111,12 +112,13 @@ static int advance(ap_port *port, ap_child *child, ap_completion *out) {
     case ADVANCE_HELD:
       unwatch(port, child);
       child->told = true;
-      child->collects = false;
+      child_keep_output(child);
       out->held = holds;
       return !child->abandoned;
     case ADVANCE_ENDED: {
       bool tell = !child->abandoned && !child->told;
-      if (child->collects && tell) output_read(port, child, out);
+      if (ended && tell) output_read(port, child, out);
+      child_keep_output(child);
       forget(port, child);
       child_free(child);
       return tell;

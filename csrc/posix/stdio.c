@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -22,9 +23,15 @@ static int open_pipe(int ends[2]) {
 /* Opens one stream; 0 or -errno. */
 static int open_stream(ap_request *request, int number, int *theirs) {
   if (request->fds[number] == AP_NULL) {
+    /* One for all. */
+    for (int i = 0; i < number; i++)
+      if (request->fds[i] == request->null_fd) {
+        request->fds[number] = request->null_fd;
+        return 0;
+      }
     int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (fd < 0) return -errno;
-    request->fds[number] = *theirs = fd;
+    request->fds[number] = request->null_fd = *theirs = fd;
   } else if (request->fds[number] == AP_PIPE) {
     int ends[2];
     int result = open_pipe(ends);
@@ -32,8 +39,11 @@ static int open_stream(ap_request *request, int number, int *theirs) {
     int mine = number == 0;
     request->ours[number] = ends[mine];
     request->fds[number] = *theirs = ends[!mine];
+    /* What is read at the child's end alone does not block. */
+    bool waits = mine ? request->input_size > PIPE_BUF || !request->input
+                      : !(request->flags & AP_COLLECT);
     /* Of our end only: the flag is the end's, and programs expect blocking. */
-    if (fcntl(ends[mine], F_SETFL, O_NONBLOCK) < 0) return -errno;
+    if (waits && fcntl(ends[mine], F_SETFL, O_NONBLOCK) < 0) return -errno;
 #ifdef F_SETPIPE_SZ
     if (request->pipe_size > 0 && fcntl(ends[1], F_SETPIPE_SZ, request->pipe_size) < 0)
       return -errno;
@@ -56,6 +66,7 @@ static void write_input(ap_request *request) {
 
 int stdio_open(ap_request *request, int *theirs) {
   int result = 0;
+  request->null_fd = -1;
   for (int i = 0; i < STDIO_COUNT; i++) request->ours[i] = theirs[i] = -1;
   for (int i = 0; i < STDIO_COUNT && result == 0; i++)
     result = open_stream(request, i, &theirs[i]);

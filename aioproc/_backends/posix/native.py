@@ -324,10 +324,11 @@ class NativeChild(BaseChild):
             ffi.buffer(output, out)[:] if ours[1] >= 0 else None,
             ffi.buffer(output + out, err)[:] if ours[2] >= 0 else None,
         )
-        stdio.close_those(completion.open)
         if completion.open:
+            stdio.note_closed(completion.open)
             self._take_pipes()
         else:
+            stdio.forget()
             self._stdio = None
 
     def look(self) -> None:
@@ -605,9 +606,12 @@ class PosixBackend(WithoutJobs):
             flags |= lib.AP_RESTORE_SIGNALS
         programs, argv = spec.programs, spec.argv
         environment = spec.environment or inherited()
-        text, count = environment.text, environment.count
+        if spec.start_new_session:
+            flags |= lib.AP_SETSID
+        count = environment.count
+        parts = [*programs, *argv, environment.text]
         if spec.mark:
-            text, count = spec.marked_block(text, count)
+            parts[-1:], count = spec.marked_block(parts[-1], count)
         request = ffi.new(
             "ap_request *",
             # The struct's fields in their order: one call, not one for each.
@@ -625,7 +629,6 @@ class PosixBackend(WithoutJobs):
         )
         if spec.has_more:
             self._request_more(spec, request)
-        parts = [*programs, *argv, text]
         if spec.encoded_cwd is not None:
             parts[-1] += spec.encoded_cwd + b"\0"
         size = sum(map(len, parts)) + len(parts)
@@ -641,8 +644,6 @@ class PosixBackend(WithoutJobs):
         if spec.pipesize > 0:
             request.pipe_size = spec.pipesize
         request.pass_count = len(spec.pass_fds)
-        if spec.start_new_session:
-            flags |= lib.AP_SETSID
         if spec.process_group is not None:
             flags |= lib.AP_SETPGID
             request.process_group = spec.process_group

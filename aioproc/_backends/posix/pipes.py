@@ -227,17 +227,19 @@ def make_blocking(spec: SpawnSpec) -> None:
                 pass  # closed; the spawn says so, if it minds
 
 
+#: Not to be changed.
+_NOTHING: list[int] = []
+
+
 class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
     __slots__ = ("_made", "_request", "_to_close", "theirs")
 
     def __init__(self, watcher: Watcher[Any]) -> None:
         super().__init__(watcher)
-        #: What the child gets as 0, 1, 2; -1: what we have.
-        self.theirs = [-1, -1, -1]
         #: All that has been opened; ours too, until they are their own.
-        self._made: list[int] = []
+        self._made = _NOTHING
         #: Of these, the child's.
-        self._to_close: list[int] = []
+        self._to_close = _NOTHING
         #: An ap_request of the C layer, which opens them for the native backend, and where
         #: our ends are until they are their own.
         self._request: Any = None
@@ -264,18 +266,23 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         """The numbers of what it has opened."""
         return self._request.ours
 
-    def close_those(self, open_: int) -> None:
-        """The C layer has closed its pipes, but for those with a bit in `open_`."""
+    def note_closed(self, left: int) -> None:
+        """The C layer has closed stdout and stderr, but for those with a bit in `left`."""
         for i in (1, 2):
-            if not open_ & i:
+            if not left & i:
                 self._request.ours[i] = -1
-        if not open_:
-            self._request = None
-            _making.pop(id(self), None)
+
+    def forget(self) -> None:
+        """It has closed all of them."""
+        self._request = None
+        del _making[id(self)]
 
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
+        #: What the child gets as 0, 1, 2; -1: what we have.
+        self.theirs = [-1, -1, -1]
         sources = spec.stdio
-        made = self._made
+        made = self._made = []
+        self._to_close = []
         held = weakref.ref(loop)
         pipes = sources.count(PIPE)
         if pipes:
