@@ -169,6 +169,10 @@ class Child(Protocol):
     def rusage(self) -> ResourceUsage | None:
         """None until the exit, and where somebody else has reaped the child."""
 
+    def rusage_later(self) -> ResourceUsage | Callable[[], ResourceUsage | None] | None:
+        """The same, or what returns it, for those who may not need it. Holds nothing of the
+        child."""
+
     def send_signal(self, signal: int, /) -> None:
         """From any thread, also after the loop closed. ProcessLookupError once the
         child has been reaped: never reaches a process that got the number since."""

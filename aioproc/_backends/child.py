@@ -66,6 +66,9 @@ class BaseChild:
     def rusage(self) -> ResourceUsage | None:
         return self._rusage
 
+    def rusage_later(self) -> ResourceUsage | Callable[[], ResourceUsage | None] | None:
+        return self._rusage
+
     def look(self) -> None:
         """It is alive when it was to be looked at."""
         on_slow, self.on_slow = self.on_slow, None

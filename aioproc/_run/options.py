@@ -133,7 +133,12 @@ class Settings:
         if max_output is not None:
             self._judge_max_output(max_output)
 
-        streams = self._judge_streams(stdin, stdout, stderr, input, capture_output)
+        streams: tuple[Any, Any, Any]
+        if stdin is stdout is stderr is DEFAULT and capture_output:
+            streams = (DEVNULL if input is None else PIPE, PIPE, PIPE)
+            self.captures = True
+        else:
+            streams = self._judge_streams(stdin, stdout, stderr, input, capture_output)
         if input is not None:
             self._judge_input(input)
         if on_output is not None or on_line is not None:
@@ -143,7 +148,9 @@ class Settings:
         if env_update is not None:
             env = _updated(env, env_update)
         if shell is False:
-            program = system.relative(_named(program))
+            if type(program) is not str:
+                program = _named(program)
+            program = system.relative(program)
             if cwd is not None and options.get("executable") is None:
                 relative = system.from_here(program)
                 if relative is not None:
@@ -325,7 +332,7 @@ class Settings:
     # -- the spawn
 
     def spec(self, opened: list[Any]) -> SpawnSpec:
-        """What to spawn. What is opened for it, for it to close, goes to `opened`."""
+        """What to spawn. What is opened for it, to be closed then, goes to `opened`."""
         if not self._has_paths:
             return self._spec
         streams = []

@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Literal, TypeVar
 
 from .._backends.base import UNKNOWN_EXIT, ResourceUsage
@@ -49,8 +49,6 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
             ``"error"``, it could not be started, or we ended it because of an error, both
             of which is in ``error``.
         duration: Seconds from the call to the result, waiting for a turn included.
-        rusage: A :class:`aioproc.ResourceUsage`: what the child has used. None where the
-            system did not tell.
         pid: Of the child. By now it may be another's. None if none was started.
         complete: False if a pipe was still open when reading ended, since somebody else
             holds it: there may be more output than was read.
@@ -79,7 +77,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         *,
         reason: Reason = "exit",
         duration: float = 0.0,
-        rusage: ResourceUsage | None = None,
+        rusage: ResourceUsage | Callable[[], ResourceUsage | None] | None = None,
         pid: int | None = None,
         complete: bool = True,
         dropped: tuple[int, int] = (0, 0),
@@ -95,6 +93,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         """Made by this library.
 
         Args:
+            rusage: What the child has used, or what will tell: few ask for it.
             accepted: The returncodes that are `ok`.
             encoding: Of bytes, for `text` and messages.
             errors: What `text` does about bytes that cannot be decoded.
@@ -105,7 +104,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         super().__init__(args, code, stdout, stderr)
         self.reason: Reason = reason
         self.duration = duration
-        self.rusage = rusage
+        self._rusage = rusage
         self.pid = pid
         self.complete = complete
         self.dropped = dropped
@@ -117,6 +116,18 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         self._encoding = encoding
         self._errors = errors
         self._timeout = timeout
+
+    @property
+    def rusage(self) -> ResourceUsage | None:
+        """A :class:`aioproc.ResourceUsage`: what the child has used. None where the system did
+        not tell."""
+        usage = self._rusage
+        if callable(usage):
+            usage = self._rusage = usage()
+        return usage
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rusage": self.rusage}
 
     @property
     def signal(self) -> signal.Signals | int | None:

@@ -44,6 +44,8 @@ MOST_FOR_TASKS = 5.0
 #: Seconds between two looks at callbacks that are busy.
 BUSY_PAUSE = 0.05
 
+NOTHING_DROPPED = (0, 0)
+
 
 class Alone:
     """Stands for the tree of a child that is run without one: nobody looks."""
@@ -151,7 +153,8 @@ class Run:
                     await self._end(leftovers=True)
             else:
                 await self._end()
-            await self._end_tasks()
+            if self._outputs or self._feeding is not None:
+                await self._end_tasks()
         except BaseException as error:
             # The coroutine is closed, say, or there was no child.
             self.could_not_start = self._child is None or self._child.error is error
@@ -166,7 +169,11 @@ class Run:
     async def _live(self) -> str:
         """Starts the child. Returns when it has ended, or is to be ended, and why."""
         try:
-            await self._start()
+            if crowded:
+                turn = _backends.current().turn(self._loop)
+                if turn is not None:
+                    await turn
+            self._start()
             reason = await self._over
         except asyncio.CancelledError as error:
             child = self._child
@@ -182,18 +189,14 @@ class Run:
             raise self._child.error
         return reason
 
-    async def _start(self) -> None:
+    def _start(self) -> None:
         settings, loop = self._settings, self._loop
-        backend = _backends.current()
-        if crowded:
-            turn = backend.turn(loop)
-            if turn is not None:
-                await turn
         opened: list[Any] = []
         try:
             spec = self._spec = settings.spec(opened)
             lazy = not settings.is_in_a_hurry
-            child = backend.spawn(spec, loop, lazy, lazy and self._may_wait(spec), settings.data)
+            collect = lazy and self._may_wait(spec)
+            child = _backends.current().spawn(spec, loop, lazy, collect, settings.data)
         finally:
             for file in opened:
                 file.close()
@@ -656,19 +659,13 @@ class Run:
 
     def _result(self, reason: Reason) -> CompletedProcess[Any]:
         child, settings = self._child, self._settings
-        outputs: list[Any] = list(self._collected)
+        outputs: Any = self._collected
+        dropped = NOTHING_DROPPED
+        complete = True
+        if self._outputs:
+            outputs, dropped, complete = self._read_outputs()
         if settings.text:
             outputs = [None if one is None else self._decoded(one) for one in outputs]
-        dropped = [0, 0]
-        for output in self._outputs:
-            try:
-                data = output.sink.value()
-            except MemoryError as error:
-                self._error = self._error or error
-                continue
-            outputs[output.fd - 1] = self._decoded(data) if settings.text else data
-            if isinstance(output.sink, Bounded):
-                dropped[output.fd - 1] = output.sink.dropped
         if self._error is not None and self._cancelled is None:
             reason = "error"
         return CompletedProcess(
@@ -677,10 +674,10 @@ class Run:
             *outputs,
             reason=reason,
             duration=monotonic() - self._clock,
-            rusage=None if child is None else child.rusage,
+            rusage=None if child is None else child.rusage_later(),
             pid=None if child is None else child.pid,
-            complete=all(output.has_ended for output in self._outputs),
-            dropped=(dropped[0], dropped[1]),
+            complete=complete,
+            dropped=dropped,
             forced=self._forced,
             left=self._left,
             error=self._error,
@@ -690,6 +687,19 @@ class Run:
             errors=settings.errors,
             timeout=settings.idle_timeout if reason == "idle" else settings.timeout,
         )
+
+    def _read_outputs(self) -> tuple[list[Any], tuple[int, int], bool]:
+        outputs: list[Any] = list(self._collected)
+        dropped = [0, 0]
+        for output in self._outputs:
+            try:
+                outputs[output.fd - 1] = output.sink.value()
+            except MemoryError as error:
+                self._error = self._error or error
+            if isinstance(output.sink, Bounded):
+                dropped[output.fd - 1] = output.sink.dropped
+        complete = all(output.has_ended for output in self._outputs)
+        return outputs, (dropped[0], dropped[1]), complete
 
     def _decoded(self, data: bytes) -> Any:
         try:

@@ -13,6 +13,8 @@ import errno
 import os
 import sys
 import weakref
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +149,10 @@ def _usage(completion: Any) -> ResourceUsage | None:
     )
 
 
+def _usage_in(completion: bytes) -> ResourceUsage | None:
+    return _usage(ffi.from_buffer("ap_completion *", completion))
+
+
 #: How a group is signalled: by a pidfd, or its number (AP_BY_*). 0: as can be. For tests.
 group_by = 0
 
@@ -226,8 +232,10 @@ class NativeChild(BaseChild):
 
     @property
     def rusage(self) -> ResourceUsage | None:
-        usage = self._usage
-        return None if usage is None else _usage(ffi.from_buffer("ap_completion *", usage))
+        return None if self._usage is None else _usage_in(self._usage)
+
+    def rusage_later(self) -> Callable[[], ResourceUsage | None] | None:
+        return None if self._usage is None else partial(_usage_in, self._usage)
 
     def send_signal(self, signal: int) -> None:
         if self.returncode is not None or self._generation != generation.number:
