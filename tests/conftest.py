@@ -173,6 +173,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "oracle" in item.name and any(name in item.name for name in others):
             return True
         if item.get_closest_marker("primary") and not item.get_closest_marker("everywhere"):
+            if "aside" in getattr(item, "fixturenames", ()):
+                # The first, and the other backend on another loop.
+                pairs = [(names[0], loop_names[0]), ("pure", loop_names[-1])]
+                return not any("-".join(pair) in item.name for pair in pairs)
             parts = item.name.partition("[")[2].rstrip("]").split("-")
             return any(part in parts for part in (*loop_names[1:], *names[1:]))
         return False

@@ -27,7 +27,10 @@ from conftest import FUSE, reap_orphans, run
 from helpers import on_uvloop
 from programs import python
 
-pytestmark = pytest.mark.skipif(not PROC, reason="nobody can look without /proc")
+pytestmark = [
+    pytest.mark.skipif(not PROC, reason="nobody can look without /proc"),
+    pytest.mark.primary,
+]
 asynchronous = pytest.mark.asyncio
 
 #: Runs at the same time.
@@ -272,6 +275,7 @@ def _nothing_but(kids: set[int], fds: dict[int, str]) -> bool:
 
 
 @asynchronous
+@pytest.mark.everywhere
 async def test_runs_that_are_ended_in_every_way(aioproc: Any, tmp_path: Path) -> None:
     strategy = aioproc._backends.current().strategy
     count = 60 if strategy == "clone" and not on_uvloop() else 20
@@ -280,6 +284,7 @@ async def test_runs_that_are_ended_in_every_way(aioproc: Any, tmp_path: Path) ->
 
 @asynchronous
 @pytest.mark.heavy
+@pytest.mark.everywhere
 async def test_1000_runs_that_are_ended_in_every_way(aioproc: Any, tmp_path: Path) -> None:
     await storm(aioproc, range(1000, 2000), tmp_path)
 
@@ -547,7 +552,14 @@ def test_ctrl_c_again_and_again(aside: Aside, gap: float) -> None:
     """The third may end the loop with all that was to be done in it."""
     if aside.loop == "uvloop":
         pytest.skip("in the midst of uvloop's own code it leaves a loop that cannot be closed")
-    quiet = "logging.disable(); warnings.simplefilter('ignore')\n"
+    quiet = (
+        "logging.disable(); warnings.simplefilter('ignore')\n"
+        # The loop's own, when its close() has been interrupted.
+        "report = sys.unraisablehook\n"
+        "def hook(found):\n"
+        "    if found.object is not asyncio.BaseEventLoop.__del__: report(found)\n"
+        "sys.unraisablehook = hook\n"
+    )
     said = aside.run(quiet + INTERRUPTED + "clean(but=1)", FAMILY, 6, gap)
     assert said.split()[-1] == "clean"
 

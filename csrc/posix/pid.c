@@ -55,11 +55,21 @@ int process_peek(ap_child *child, ap_completion *out) {
   return result;
 }
 
-/* What it has used is known when it is reaped. */
+/* What it has used is known when it is reaped. One that had ended before it was watched is
+ * not announced (kqueue(2), ESRCH). */
 int process_end(ap_child *child, ap_completion *out) {
   if (child->ended) return process_reap(child, out);
+  if (!child->announced) {
+    siginfo_t info = {0};
+    if (waitid(P_PID, (id_t)child->pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0) return -errno;
+    if (info.si_pid == 0) return 0;
+    int core = info.si_code == CLD_DUMPED ? 0x80 : 0;
+    child->status = info.si_code == CLD_EXITED ? (info.si_status & 0xff) << 8
+                                               : info.si_status | core;
+    child->announced = true;
+  }
   out->status = child->status;
-  return child->announced;
+  return 1;
 }
 
 bool process_has_number(const ap_child *child) {

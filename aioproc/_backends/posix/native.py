@@ -167,7 +167,8 @@ class _Held:
         self._generation = generation.number
 
     def __del__(self) -> None:
-        self.end()
+        if hasattr(self, "_generation"):  # Ctrl-C may have come before it was set
+            self.end()
 
     def end(self) -> bytes | None:
         """What the child has used, where it had ended."""

@@ -123,7 +123,7 @@ class PureChild(BaseChild):
             self.close_pidfd()
 
     def __del__(self) -> None:
-        if self._zombie:
+        if getattr(self, "_zombie", False):  # Ctrl-C may have come before it was set
             self.release()
 
     def signal_group(self, number: int) -> None:

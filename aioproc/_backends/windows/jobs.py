@@ -32,7 +32,8 @@ class NativeJob:
         port.jobs[id] = self
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_id"):  # Ctrl-C may have come before it was set
+            self.close()
 
     @property
     def handle(self) -> int:

@@ -59,7 +59,7 @@ class NativeChild(BaseChild):
     def __del__(self) -> None:
         # Only an orphan can be forgotten by everybody before it has ended. The garbage
         # collector may come here first, and to those who would kill it later.
-        if self._token:
+        if getattr(self, "_token", 0):  # or Ctrl-C came before it was set
             self.returncode = self.peek()
             lib.ap_abandon(self._token)
             self._killed = self.returncode is None
