@@ -425,6 +425,31 @@ async def test_one_cancellation_leaves_the_grace_of_a_timeout(aioproc: Any, cloc
     assert (result.stdout, result.reason) == (b"ready\ntold\nbye\n", "timeout")
 
 
+@everywhere
+async def test_a_scope_of_anyio(aioproc: Any, clock: Clock) -> None:
+    """It cancels again and again, in each round of the loop: that is one cancellation."""
+    import anyio
+
+    code = POLITE.replace('print("bye"', 'print("told", flush=True); time.sleep(0.3); print("bye"')
+    lines: list[bytes] = []
+    scope = anyio.CancelScope()
+
+    async def work() -> None:
+        with scope:
+            await aioproc.run(
+                *python(code, str(clock.fd)),
+                on_line=lambda _, line: lines.append(line),
+                pass_fds=[clock.fd],
+            )
+
+    task = asyncio.ensure_future(work())
+    await clock.word_came()
+    scope.cancel()
+    await asyncio.wait_for(task, FUSE)
+    assert lines == [b"ready\n", b"told\n", b"bye\n"]
+    assert scope.cancelled_caught
+
+
 async def test_asyncios_own_timeouts(aioproc: Any) -> None:
     with pytest.raises(asyncio.TimeoutError) as caught:
         await asyncio.wait_for(aioproc.run(*SLEEP), 0.3)

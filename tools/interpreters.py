@@ -41,7 +41,7 @@ from tools.debian import Failure, clean_environment, copy_tree, enter, make_root
 
 OLDEST = (3, 10)
 #: What the suite needs, and what a build of the extension does.
-WHEELS = ("pytest", "pytest-asyncio", "setuptools>=77")
+WHEELS = ("anyio", "pytest", "pytest-asyncio", "setuptools>=77")
 CFFI, UVLOOP = "cffi>=1.17", "uvloop>=0.21"
 #: pip judges a wheel's conditional requirements by the Python it runs on itself, so
 #: those that depend on the version are named here: below which one they are needed.

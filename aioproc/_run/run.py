@@ -23,7 +23,7 @@ from .._sink import Sink
 from .._spec.spec import SpawnSpec
 from .._trees import ProcessTree, tree_of
 from .collect import Bounded, Output
-from .ending import Ending
+from .ending import Ending, Shield
 from .feed import Feed, feed
 from .listen import Decoder, Listener
 from .options import Settings
@@ -543,25 +543,29 @@ class Run:
         steps, cancelled = self._settings.steps, self._cancelled
         ending = Ending(tree, steps, exit, self._has_ended, self._close_stdin, cancelled)
         try:
-            await ending.run()
-            assert self._child is not None
-            if self._child.error is not None:
-                # There was nobody to be ended.
-                raise ending.cancelled or self._child.error
-            self._left = ending.left
-            if not leftovers:
-                self._forced = ending.forced
-            if self._has_exited and not self._over.done():
-                # On Windows a pipe ends a moment after whoever has held it.
-                self._is_late = leftovers and not (WINDOWS and ending.left == [])
-                self._drain()
-                await ending.wait(self._over)
+            with Shield():
+                await self._wait_for(ending, leftovers)
         except BaseException:
             tree.kill_at_once()
             raise
         finally:
             self._cancelled = ending.cancelled
             tree.close()
+
+    async def _wait_for(self, ending: Ending, leftovers: bool) -> None:
+        await ending.run()
+        assert self._child is not None
+        if self._child.error is not None:
+            # There was nobody to be ended.
+            raise ending.cancelled or self._child.error
+        self._left = ending.left
+        if not leftovers:
+            self._forced = ending.forced
+        if self._has_exited and not self._over.done():
+            # On Windows a pipe ends a moment after whoever has held it.
+            self._is_late = leftovers and not (WINDOWS and ending.left == [])
+            self._drain()
+            await ending.wait(self._over)
 
     def _has_ended(self) -> bool:
         """Also if nobody has noticed yet."""
@@ -596,7 +600,8 @@ class Run:
         for task in tasks:
             task.cancel()
         try:
-            _, busy = await asyncio.wait(tasks, timeout=MOST_FOR_TASKS)
+            with Shield():
+                _, busy = await asyncio.wait(tasks, timeout=MOST_FOR_TASKS)
         except asyncio.CancelledError as error:
             self._cancelled = error
         else:
