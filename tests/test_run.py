@@ -202,6 +202,9 @@ async def test_text_goes_in(aioproc: Any) -> None:
     assert done.stdout == "\udcff"
     with pytest.raises(UnicodeEncodeError):
         await aioproc.run(*CAT, input="\udcff", text=True)
+    # One text, however many pieces it comes in.
+    done = await aioproc.run(*CAT, input=["a", "b"], encoding="utf-16")
+    assert done.stdout == "ab"
 
 
 # -- input

@@ -83,6 +83,8 @@ class Output:
     is_open = True
     #: Its end has come, and not ours.
     has_ended = False
+    #: What the pipe holds, where that was asked for.
+    pipe_size = 0
     #: The task, while there is one.
     pump: asyncio.Task[None] | None = None
     #: Read later, unless the child lives on.
@@ -138,7 +140,7 @@ class Output:
         if not self.is_open:
             return
         if self._left is None:
-            self._left = LAST_OF_ALL
+            self._left = max(LAST_OF_ALL, self.pipe_size)
         if self._waiter is not None:
             self._wake()  # chunk() sees to it
             return

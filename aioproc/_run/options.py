@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import os
 import signal
 import subprocess
@@ -307,6 +308,12 @@ class Settings:
 
     # -- text
 
+    @functools.cached_property
+    def _encoder(self) -> Any:
+        """One for all chunks: the byte order mark of utf-16, say, comes but once."""
+        make = codecs.lookup(self.encoding).incrementalencoder or codecs.IncrementalEncoder
+        return make(self._input_errors)
+
     def encode(self, chunk: Any) -> bytes:
         """A chunk of the input."""
         if isinstance(chunk, str):
@@ -316,7 +323,7 @@ class Settings:
                 raise error
             if os.linesep != "\n":
                 chunk = chunk.replace("\n", os.linesep)
-            encoded: bytes = chunk.encode(self.encoding, self._input_errors)
+            encoded: bytes = self._encoder.encode(chunk)
             return encoded
         try:
             return bytes(memoryview(chunk))

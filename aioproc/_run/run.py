@@ -279,6 +279,9 @@ class Run:
                 if end is not None
             )
             self._open = len(self._outputs)
+            if self._spec.pipesize > 0:
+                for output in self._outputs:
+                    output.pipe_size = self._spec.pipesize
             if settings.listens:
                 self._listen()
             else:
