@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: What a pipe holds by default (pipe(7)), in bytes.
 PIPE_HOLDS = 64 * 1024
+#: What of a pipe that is read at a look makes the loop watch it, in bytes.
+HALF = PIPE_HOLDS // 2
 #: Programs that are remembered, for each of their streams.
 MOST = 256
 

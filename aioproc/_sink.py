@@ -21,6 +21,10 @@ READ_SIZE = 64 * 1024
 #: Bytes of the first read after a child's end. Most have written less, and what a larger one
 #: takes and gives back of memory costs more than a second one.
 LAST_SIZE = 4 * 1024
+#: Looks at pipes that nobody watches, before the loop does.
+LOOKS = 4
+#: Seconds between two looks at a pipe that the loop cannot watch.
+LOOK_AGAIN = 0.01
 #: Bytes that make a flow bulky.
 BULKY = 256 * 1024
 

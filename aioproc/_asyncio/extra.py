@@ -13,10 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from .._backends.base import Child, ReadEnd, WriteEnd
-
-#: Windows has one way to end a process, and SIGTERM for its name.
-KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+from .._backends.base import KILL, Child, ReadEnd, WriteEnd
 
 
 class PipeFile:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _habits as habits
 from .._backends.base import ReadEnd, WriteEnd
-from .._sink import BULKY, CHUNK, LAST_SIZE, READ_SIZE, Sink
+from .._sink import BULKY, CHUNK, LAST_SIZE, LOOK_AGAIN, READ_SIZE, Sink
 from .extra import PipeFile
 
 if TYPE_CHECKING:
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asyncio")
 
 HIGH_WATER = 64 * 1024
-#: Seconds between two looks at a pipe that the loop cannot watch.
-LOOK_AGAIN = 0.01
 #: Writes to a closed pipe that pass in silence (asyncio.constants).
 QUIET_WRITES = 5
-#: What of a pipe that is read at a look makes the loop watch it, in bytes.
-HALF = habits.PIPE_HOLDS // 2
 
 Buffer = bytes | bytearray | memoryview
 
@@ -210,7 +206,7 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
         if self._put_off and self.is_reading():
             before = self._total
             self._ready()
-            if self._total - before > HALF:
+            if self._total - before > habits.HALF:
                 self.watch()
         return self._put_off
 

@@ -14,19 +14,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .._backends.base import Child, ResourceUsage, generation
+from .._backends.base import KILL, Child, ResourceUsage, generation
+from .._sink import LOOKS
 from .._spec.spec import SpawnSpec
 from .._trees import ProcessTree, tree_of
-from .extra import KILL, Popen
+from .extra import Popen
 from .pipes import ReadPipeTransport, WritePipeTransport, logger
 
 #: Most characters of a command in a warning.
 MOST_OF_COMMAND = 60
 
 STREAMS = ("stdin", "stdout", "stderr")
-
-#: Looks at pipes that nobody watches, before the loop does.
-LOOKS = 4
 
 
 def _shortened(args: Any) -> str:

@@ -12,6 +12,7 @@ import contextvars
 import errno
 import logging
 import os
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -29,6 +30,10 @@ NOT_NOW = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: open for writing, be it a child of another thread on its way to its exec (ETXTBSY;
 #: golang/go#22315). Seconds to wait between attempts, 100 ms in all.
 TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
+
+
+#: The signal that nobody survives. On Windows any ends a process, by TerminateProcess.
+KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 class _UnknownExit(int):

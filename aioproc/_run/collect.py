@@ -9,17 +9,12 @@ from typing import Protocol
 
 from .. import _habits as habits
 from .._backends.base import ReadEnd, logger
-from .._sink import BULKY, CHUNK, LAST_SIZE, READ_SIZE, Sink
+from .._sink import BULKY, CHUNK, LAST_SIZE, LOOK_AGAIN, READ_SIZE, Sink
 
-#: What of a pipe that is read at a look makes the loop watch it, in bytes.
-HALF = habits.PIPE_HOLDS // 2
 #: Bytes that are read of a pipe which is to end although others have it open: more than one
 #: holds, so that nothing is missed that the child has written, and no more, since others may
 #: write for ever.
 LAST_OF_ALL = 1024 * 1024
-#: Seconds between two looks at a pipe that the loop cannot watch, or at one that is about to
-#: give something.
-LOOK_AGAIN = 0.01
 
 
 class Bounded:
@@ -118,7 +113,7 @@ class Output:
         if self._put_off:
             before = self.sink.size
             self._read(False)
-            if self.sink.size - before > HALF:
+            if self.sink.size - before > habits.HALF:
                 self.watch()
         return self._put_off
 

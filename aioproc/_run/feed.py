@@ -8,12 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from .._backends.base import WriteEnd, logger
-from .._sink import BULKY, CHUNK
+from .._sink import BULKY, CHUNK, LOOK_AGAIN
 
 #: Bytes of one read of a file.
 PIECE = 64 * 1024
-#: Seconds between two attempts at a pipe that the loop cannot watch.
-TRY_AGAIN = 0.01
 
 
 class Feed:
@@ -79,7 +77,7 @@ class Feed:
         if self.is_open and len(self._left):
             self._go_on()
         if self.is_open and len(self._left):
-            asyncio.get_running_loop().call_later(TRY_AGAIN, self._try_again)
+            asyncio.get_running_loop().call_later(LOOK_AGAIN, self._try_again)
 
     def _go_on(self) -> None:
         left, budget = self._left, CHUNK

@@ -106,8 +106,6 @@ class Settings:
     ) -> None:
         self._function = function
         self._shell = shell
-        self._program = program
-        self._args = args
         if not args and not shell and isinstance(program, (list, tuple)):
             raise TypeError(
                 f"{function}() takes the program and its arguments one by one: "

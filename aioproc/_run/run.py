@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import signal
+import logging
 from time import monotonic
 from typing import Any
 
@@ -19,9 +19,9 @@ from .. import _habits as habits
 from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
 from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
-from .._sink import Sink
+from .._sink import LOOKS, Sink
 from .._spec.spec import SpawnSpec
-from .._trees import ProcessTree, tree_of
+from .._trees import Alone, ProcessTree, tree_of
 from .collect import Bounded, Output
 from .ending import Ending, Shield
 from .feed import Feed, feed
@@ -35,8 +35,6 @@ from .result import (
     TimeoutExpired,
 )
 
-#: Looks at pipes that nobody watches, before the loop does.
-LOOKS = 4
 #: How often the time for the end of the pipes is given again, since something came.
 MOST_DRAINS = 10
 #: Seconds that cancelled callbacks and iterators are waited for.
@@ -45,41 +43,6 @@ MOST_FOR_TASKS = 5.0
 BUSY_PAUSE = 0.05
 
 NOTHING_DROPPED = (0, 0)
-
-
-class Alone:
-    """Stands for the tree of a child that is run without one: nobody looks."""
-
-    def __init__(self, child: Child, exit: asyncio.Future[None]) -> None:
-        self._child = child
-        self._exit = exit
-
-    async def signal(self, number: int) -> int | None:
-        self._send(number)
-        return None
-
-    async def gone(self, seconds: float) -> bool | None:
-        await asyncio.wait([self._exit], timeout=seconds)
-        return None
-
-    async def kill(self) -> list[int] | None:
-        self.kill_at_once()
-        return None
-
-    def kill_at_once(self) -> None:
-        self._send(_KILL)
-
-    def close(self) -> None:
-        pass
-
-    def _send(self, number: int) -> None:
-        try:
-            self._child.send_signal(number)
-        except (ProcessLookupError, PermissionError):
-            pass  # gone, or running setuid
-
-
-_KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
 class Run:
@@ -206,7 +169,7 @@ class Run:
             child.hold()
         if settings.timeout is not None:
             self._timer = loop.call_at(self._began + settings.timeout, self._time_is_up)
-        if logger.isEnabledFor(10):
+        if logger.isEnabledFor(logging.DEBUG):
             # On Windows the pid is not known yet.
             logger.debug("pid %s: started: %s", child.pid or "?", settings.user_args)
         if child.returncode is not None:
@@ -270,7 +233,7 @@ class Run:
             else:
                 feeding = feed(self._feed, settings.source, settings.encode)
                 self._feeding = self._loop.create_task(feeding)
-                self._feeding.add_done_callback(self._fed)
+                self._feeding.add_done_callback(self._raised)
         if stdout is not None or stderr is not None:
             program, most = self._spec.programs[0], settings.max_output
             self._outputs = tuple(
@@ -351,9 +314,6 @@ class Run:
                     self._open -= 1
         self._raised(task)
         self._check()
-
-    def _fed(self, task: asyncio.Task[None]) -> None:
-        self._raised(task)
 
     def _raised(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -521,7 +481,7 @@ class Run:
         child, spec = self._child, self._spec
         assert child is not None
         if not spec.tree:
-            return Alone(child, self._exit_future())
+            return Alone(child)
         session, leads_group = spec.start_new_session, spec.leads_group
         return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
 
@@ -717,7 +677,7 @@ class Run:
             return data
 
     def _report(self, result: CompletedProcess[Any]) -> None:
-        if not logger.isEnabledFor(20):
+        if not logger.isEnabledFor(logging.INFO):
             return
         args = result.args
         if result.name is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .._backends.base import Child
 from .._backends.system import WINDOWS
+from .alone import Alone
 from .child_tree import ChildTree
 from .job_tree import JobTree
 from .tree import Tree
 
-__all__ = ["ChildTree", "JobTree", "ProcessTree", "Tree", "tree_of"]
+__all__ = ["Alone", "ChildTree", "JobTree", "ProcessTree", "Tree", "tree_of"]
 
 #: What both can: send, signal, alive, gone, kill, close.
 ProcessTree = ChildTree | JobTree

@@ -8,10 +8,7 @@ import time
 
 from .._backends.base import Child
 from .tree import Tree
-from .waiting import until
-
-#: Seconds between two looks whether the child has ended, where nobody can look for others.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+from .waiting import until_ended
 
 
 class ChildTree:
@@ -58,13 +55,7 @@ class ChildTree:
         end = time.monotonic() + seconds
         gone = await self._tree.gone(seconds)
         if gone is None:
-            await until(
-                lambda: self._child.peek() is not None,
-                set(),
-                pause=SHORTEST_PAUSE,
-                longest_pause=LONGEST_PAUSE,
-                seconds=end - time.monotonic(),
-            )
+            await until_ended(self._child, end - time.monotonic())
         return gone
 
     async def kill(self) -> list[int] | None:

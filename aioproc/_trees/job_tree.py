@@ -11,8 +11,6 @@ from .waiting import Waiters, until, wake
 
 #: Seconds that a kill takes at most.
 KILL_TIME = 1.0
-#: Seconds between two looks whether all have ended.
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
 
 
 class JobTree:
@@ -100,8 +98,6 @@ class JobTree:
         return await until(
             self._is_gone,
             self._waiters,
-            pause=SHORTEST_PAUSE,
-            longest_pause=LONGEST_PAUSE,
             seconds=seconds,
             each_time=self._terminate if terminate else None,
         )

@@ -6,6 +6,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from .._backends.base import Child
+
+#: Seconds between two looks.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.001, 0.05
+
 Waiters = set[asyncio.Future[None]]
 
 
@@ -27,8 +32,8 @@ async def until(
     ended: Callable[[], bool],
     waiters: Waiters,
     *,
-    pause: float,
-    longest_pause: float,
+    pause: float = SHORTEST_PAUSE,
+    longest_pause: float = LONGEST_PAUSE,
     seconds: float | None = None,
     each_time: Callable[[], None] | None = None,
 ) -> bool:
@@ -56,3 +61,8 @@ async def until(
                 timer.cancel()
             waiters.discard(waiter)
         pause = min(2 * pause, longest_pause)
+
+
+async def until_ended(child: Child, seconds: float) -> None:
+    """Waits for a child's end, be it noticed or not, at most so long."""
+    await until(lambda: child.peek() is not None, set(), seconds=seconds)
