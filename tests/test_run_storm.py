@@ -491,7 +491,9 @@ def clean(but=0):
     wait(lambda: open_fds().keys() <= before.keys(), "descriptors")
     wait(lambda: threading.enumerate() == [threading.main_thread()], "threads")
     for pid in alive():
-        os.kill(pid, signal.SIGKILL)
+        # With what it has started: it leads a group of its own.
+        assert os.getpgid(pid) == pid
+        os.killpg(pid, signal.SIGKILL)
     print("clean")
 run(aioproc.run("true"))
 collect()
