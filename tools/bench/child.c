@@ -96,15 +96,15 @@ static void crowd(long count)
 
 static struct timespec delay;
 
-/* Writes the time in ns, in binary, and ends. */
+/* Writes its number and the time in ns, in binary, and ends. */
 static void obey(int number)
 {
     (void)number;
     nanosleep(&delay, NULL);
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    long long stamp = now.tv_sec * 1000000000LL + now.tv_nsec;
-    _exit(write(1, &stamp, sizeof stamp) != sizeof stamp);
+    long long stamp[] = {getpid(), now.tv_sec * 1000000000LL + now.tv_nsec};
+    _exit(write(1, stamp, sizeof stamp) != sizeof stamp);
 }
 
 /* So many processes, with this one, that end by SIGTERM: this one at once, each other a bit
