@@ -22,7 +22,7 @@ from conftest import open_fds
 from helpers import script
 from programs import CAT, TRUE, WINDOWS, posix_only
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.one_loop]
 
 
 class NoString:

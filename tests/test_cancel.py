@@ -13,7 +13,7 @@ import pytest
 from aside import Aside, children, open_fds, settle
 from programs import CAT, KILLED, TRUE, posix_only, proc_only
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.every_pair]
 
 
 def create(aioproc: Any, *program: str) -> asyncio.Task[Any]:

@@ -17,7 +17,11 @@ try:
 except ImportError:  # some Pythons are built without
     ctypes = None  # type: ignore[assignment]
 
-pytestmark = [pytest.mark.asyncio, posix_only("another environment; see test_windows.py")]
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.one_loop,
+    posix_only("another environment; see test_windows.py"),
+]
 
 ENV = "/usr/bin/env"
 

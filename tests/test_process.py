@@ -338,7 +338,7 @@ async def test_context_left_by_a_cancellation(aioproc: Any) -> None:
 async def test_context_is_not_interrupted_while_it_ends(
     aioproc: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(_process, "GRACE", 1)
+    monkeypatch.setattr(_process, "GRACE", 0.2)
     process = await aioproc.create_subprocess_exec(
         *python(
             "import os, signal, time\n"
