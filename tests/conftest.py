@@ -31,9 +31,7 @@ import importlib
 import importlib.util
 import os
 import signal
-import sys
 import threading
-import time
 import types
 import zlib
 from collections import Counter
@@ -45,8 +43,9 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import _backends
 from aioproc._backends import pure
-from aside import WINDOWS, Aside, children, collect, is_alive, open_fds
+from aside import WINDOWS, Aside, children, collect, is_alive, open_fds, reap_orphans
 from aside import run_on as run
+from aside import settle_now as settle
 from programs import CAT, python
 
 __all__ = ["is_alive", "python"]
@@ -311,25 +310,6 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
 
 
 # -- the leak guards
-
-
-def reap_orphans() -> None:
-    """What every spawn does first."""
-    pure.orphans.reap()
-    if "aioproc._backends.posix.native" in sys.modules:
-        from aioproc._backends.posix import native as posix
-
-        posix.reap_orphans()
-
-
-def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Waits for the kernel: a killed child needs a moment to be gone."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.001)
-    return True
 
 
 def more_fds(before: dict[int, str]) -> dict[int, str]:

@@ -12,7 +12,8 @@ import pytest
 
 import aioproc
 from conftest import settle
-from programs import WINDOWS, proc_only
+from marks import proc_only
+from programs import WINDOWS
 
 if WINDOWS:
     pytest.skip("not on Windows: the benchmark", allow_module_level=True)

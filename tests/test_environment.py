@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import output, script
-from programs import posix_only
+from marks import posix_only
 
 try:
     import ctypes

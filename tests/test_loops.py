@@ -61,9 +61,7 @@ def test_many_loops_in_a_row(aioproc: Any, new_loop: Factory, count: int) -> Non
 
 
 @in_a_row
-def test_many_loops_that_each_leave_a_child(
-    aioproc: Any, new_loop: Factory, count: int
-) -> None:
+def test_many_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory, count: int) -> None:
     async def main() -> None:
         await aioproc.create_subprocess_exec(*SLEEP, stdout=aioproc.PIPE)
 

@@ -14,7 +14,8 @@ import pytest
 import aioproc as aioproc_package
 from conftest import FUSE
 from helpers import environment
-from programs import SLEEP, TRUE, ends, posix_only, python
+from marks import posix_only
+from programs import SLEEP, TRUE, ends, python
 
 ROOT = Path(aioproc_package.__file__).parent.parent
 

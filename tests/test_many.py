@@ -14,7 +14,8 @@ import pytest
 
 from aside import children, open_fds, settle
 from conftest import run
-from programs import CAT, TRUE, WINDOWS, proc_only, python, sh
+from marks import proc_only
+from programs import CAT, TRUE, WINDOWS, python, sh
 
 asynchronous = pytest.mark.asyncio
 

@@ -13,7 +13,8 @@ import pytest
 
 import aioproc as package
 from aside import Aside
-from programs import CAT, YES, proc_only
+from marks import proc_only
+from programs import CAT, YES
 
 tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
 

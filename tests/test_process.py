@@ -14,6 +14,7 @@ from aioproc._asyncio import process as _process
 from aside import collect
 from conftest import is_alive, run, settle
 from helpers import on_wine
+from marks import posix_only
 from programs import (
     CAT,
     KILLED,
@@ -24,7 +25,6 @@ from programs import (
     TRUE,
     WINDOWS,
     YES,
-    posix_only,
     python,
     sh,
     shell,

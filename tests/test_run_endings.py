@@ -23,7 +23,8 @@ from aioproc._run.run import Run
 from aside import PROC
 from conftest import FUSE, is_alive, settle
 from helpers import readable
-from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, posix_only, python
+from marks import posix_only
+from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, python
 
 if WINDOWS:
     pytest.skip("signals; Windows' part is in test_run_windows.py", allow_module_level=True)

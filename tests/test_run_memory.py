@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from aside import Aside
-from programs import proc_only
+from marks import proc_only
 
 pytestmark = [
     proc_only,
