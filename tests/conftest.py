@@ -46,14 +46,12 @@ from aioproc._backends import pure
 from aside import WINDOWS, Aside, children, collect, is_alive, open_fds, reap_orphans
 from aside import run_on as run
 from aside import settle_now as settle
+from endings import FUSE, family, heard
 from programs import CAT, python
 
-__all__ = ["is_alive", "python"]
+__all__ = ["FUSE", "family", "heard", "is_alive", "python"]
 
 Loop = asyncio.AbstractEventLoop
-
-#: Seconds; a fuse, never part of what is tested.
-FUSE = 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
