@@ -152,8 +152,8 @@ def test_endings_of_trees(ours, tmp_path):
     large, many = ({m: v for m, (v,) in row["values"][ours].items()} for row in (large, many))
     assert 0 < large["time"] <= large["worst"]
     assert all(large[which] > 0 for which in ("gap", "held", "signal gap", "idle gap"))
-    assert large["processes"] >= 200
-    assert many["processes"] >= 300
+    assert large["processes"] > 100  # some others may have ended meanwhile
+    assert many["processes"] > 200
     assert all(many[which] > 0 for which in ("round", "scans", "rounds", "one round", "cpu"))
 
 

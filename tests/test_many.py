@@ -71,7 +71,7 @@ async def alive_at_once(aioproc: Any, count: int) -> None:
 @asynchronous
 async def test_200_at_once(aioproc: Any) -> None:
     with room_for(400):
-        await alive_at_once(aioproc, 50 if WINDOWS else 200)
+        await alive_at_once(aioproc, 30 if WINDOWS else 200)
 
 
 @asynchronous
@@ -113,7 +113,7 @@ async def in_a_row(aioproc: Any, count: int, at_once: int) -> None:
 
 @asynchronous
 async def test_300_in_a_row(aioproc: Any) -> None:
-    await in_a_row(aioproc, 60 if WINDOWS else 300, 16)
+    await in_a_row(aioproc, 32 if WINDOWS else 300, 16)
 
 
 @asynchronous
