@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aioproc._asyncio.process import StreamProtocol
+from aioproc._asyncio.protocol import StreamProtocol
 from aside import collect
 from helpers import asyncio_since, readable
 from marks import posix_only

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from aioproc._run import ending as ending_module
+from aioproc._trees import ending as ending_module
 from aside import PROC
 from conftest import FUSE, is_alive, settle
 from endings import Clock, Heard, pids_in
