@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import FUSE, subjects
-from programs import posix_only
+from marks import posix_only
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

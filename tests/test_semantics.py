@@ -20,20 +20,8 @@ import pytest
 from aside import children, collect, open_fds
 from conftest import is_alive, run, settle
 from helpers import environment
-from programs import (
-    CAT,
-    KILLED,
-    NL,
-    SLEEP,
-    TERMINATED,
-    TRUE,
-    WINDOWS,
-    posix_only,
-    proc_only,
-    python,
-    sh,
-    shell,
-)
+from marks import posix_only, proc_only
+from programs import CAT, KILLED, NL, SLEEP, TERMINATED, TRUE, WINDOWS, python, sh, shell
 
 ROOT = Path(__file__).resolve().parent.parent
 
