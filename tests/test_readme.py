@@ -49,7 +49,7 @@ def test_the_first_program(pytestconfig: pytest.Config, backend: str, tmp_path: 
     program.write_text(PROGRAMS[0], encoding="utf-8")
     lines = run(pytestconfig, backend, str(program)).splitlines()
     assert re.fullmatch(r"git version [\d.]+.*; HELLO; \d+ bytes", lines[0])
-    assert lines[1:] == ["begun timeout SIGTERM", "b'no\\n' -15"]
+    assert lines[1:] == ["begun timeout SIGTERM", "hello! 0"]
 
 
 def test_every_program_is_run_here() -> None:
