@@ -20,7 +20,8 @@ TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = {
     title: (language, program, output)
     for title, language, program, output in re.findall(
-        r"^## ([^\n]*)\n(?:(?!^## ).)*?^```(python|sh)\n(.*?)^```$(?:(?!^## ).)*?^```text\n(.*?)^```$",
+        r"^## ([^\n]*)\n(?:(?!^## ).)*?^```(python|sh)\n(.*?)^```$"
+        r"(?:(?!^## ).)*?^```text\n(.*?)^```$",
         TEXT,
         re.M | re.S,
     )
