@@ -58,7 +58,6 @@ suppress_warnings = ["myst.xref_ambiguous"]
 # -- the reference
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_typehints = "none"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
