@@ -10,7 +10,6 @@ import inspect
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ sys.path.insert(0, str(ROOT))
 import aioproc  # noqa: E402
 
 # -- the project
-
-with (ROOT / "pyproject.toml").open("rb") as file:
-    _project = tomllib.load(file)["project"]
 
 #: The package, which is what people import. The distribution's name is pyproject.toml's.
 project = "aioproc"
@@ -151,7 +147,9 @@ def _without_tests(app: Any, name: str, text: list[str]) -> None:
     """Readers of the pages do not need to know the tests of a rule."""
     if name == "semantics":
         text[0] = re.sub(r"\s*\[`test[^]]*\]", "", text[0])
-        text[0] = re.sub(r"^Each rule has tests.*?\n(?=\"asyncio\")", "", text[0], flags=re.M | re.S)
+        text[0] = re.sub(
+            r"^Each rule has tests.*?\n(?=\"asyncio\")", "", text[0], flags=re.M | re.S
+        )
 
 
 def setup(app: Any) -> None:

@@ -135,7 +135,9 @@ def test_every_page_can_be_found() -> None:
     while left:
         page = left.pop()
         found.add(page)
-        for body in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S):
+        for body in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S
+        ):
             for entry in re.findall(r"^[\w/]+$", body, re.M):
                 left.append(page.parent / f"{entry}.md")
     assert found == set(PAGES)
@@ -145,7 +147,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     import aioproc
 
     text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
-    described = set(re.findall(r"^\.\. (?:auto)?(?:function|class|exception|data):: (\w+)", text, re.M))
+    described = set(
+        re.findall(r"^\.\. (?:auto)?(?:function|class|exception|data):: (\w+)", text, re.M)
+    )
     assert described == set(aioproc.__all__)
 
 

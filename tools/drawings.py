@@ -41,7 +41,13 @@ class Drawing:
             self.text(x + w // 2, int(top + 17 * i), line, "middle", bold=i == 0)
 
     def text(
-        self, x: int, y: int, text: str, anchor: str = "start", bold: bool = False, grey: bool = False
+        self,
+        x: int,
+        y: int,
+        text: str,
+        anchor: str = "start",
+        bold: bool = False,
+        grey: bool = False,
     ) -> None:
         weight = ' font-weight="600"' if bold else ""
         colour = f' fill="{GREY}"' if grey else ""
@@ -49,7 +55,9 @@ class Drawing:
             f'<text x="{x}" y="{y}" text-anchor="{anchor}"{weight}{colour}>{escape(text)}</text>'
         )
 
-    def line(self, points: Iterable[tuple[int, int]], tip: bool = True, dashed: bool = False) -> None:
+    def line(
+        self, points: Iterable[tuple[int, int]], tip: bool = True, dashed: bool = False
+    ) -> None:
         path = " ".join(f"{x},{y}" for x, y in points)
         end = ' marker-end="url(#tip)"' if tip else ""
         dashes = ' stroke-dasharray="4 4"' if dashed else ""
@@ -102,7 +110,9 @@ def spawn() -> None:
     message(125, "kernel", "loop", "back after 14 µs, with a pidfd")
     message(125, "kernel", "child", "begins, in our memory")
     draw.box(30, 150, 160, 90, "the loop goes on\nother tasks run", PYTHON)
-    draw.box(520, 150, 180, 90, "signals, stdio, limits\ninline system calls only\nexecve()", CHILD)
+    draw.box(
+        520, 150, 180, 90, "signals, stdio, limits\ninline system calls only\nexecve()", CHILD
+    )
     message(275, "child", "kernel", "exec: its pipe closes, or has errno")
     message(305, "kernel", "loop", "port readable: STARTED")
     draw.text(20, 330, "await child.started", grey=True)

@@ -58,9 +58,7 @@ def lines() -> list[str]:
     for name in MODULES:
         module = importlib.import_module(name)
         found.append(f"{name} py:module 0 library/{name}.html#module-$ -")
-        pages = {
-            one: page for page, names in PAGES.get(name, {}).items() for one in names.split()
-        }
+        pages = {one: page for page, names in PAGES.get(name, {}).items() for one in names.split()}
         names = pages or {one: name for one in dir(module) if not one.startswith("_")}
         for one, page in names.items():
             value = getattr(module, one, None)
