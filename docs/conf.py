@@ -40,8 +40,12 @@ nitpick_ignore_regex = [
     ("py:class", r"(aioproc\._\w+(\.\w+)*\.)?(T|P|_?TimeoutError|Runs|Merged)"),
     ("py:class", r"(aioproc\._\w+(\.\w+)*\.)?ProcessOpener"),
     ("py:class", r"(Any|Callable|Awaitable|Iterable|Mapping|Self|Literal|Popen|Generic)"),
-    ("py:class", r"(Input|Path|Step|Stream|StrOrBytesPath|BytesLike|Reason|Forced|Halt)"),
+    (
+        "py:class",
+        r"(Callback|Container|Input|Path|Step|Stream|StrOrBytesPath|BytesLike|Reason|Forced|Halt)",
+    ),
     ("py:class", r"(BytesCallback|TextCallback|TracebackType|WritePipeTransport)"),
+    ("py:obj", r"aioproc\._run\.result\.T"),
     ("py:class", r"(signal\.Signals|eof|soon|now|never|optional)"),
 ]
 
@@ -103,8 +107,11 @@ _CONSTANTS = {
 
 def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
     """With constants by their names, and without annotations that say nothing."""
-    if parameter.name in ("stdin", "stdout", "stderr") and isinstance(parameter.default, int):
-        parameter = parameter.replace(default=_CONSTANTS[parameter.default])
+    default = parameter.default
+    if parameter.name in ("stdin", "stdout", "stderr"):
+        if default is ...:  # run(), which has to know whether it was given
+            default = subprocess.DEVNULL if parameter.name == "stdin" else subprocess.PIPE
+        parameter = parameter.replace(default=_CONSTANTS.get(default, default))
     if parameter.annotation in ("Any", Any, "object"):
         parameter = parameter.replace(annotation=parameter.empty)
     return parameter

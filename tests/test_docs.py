@@ -138,7 +138,7 @@ def test_every_page_can_be_found() -> None:
         for body in re.findall(
             r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S
         ):
-            for entry in re.findall(r"^[\w/]+$", body, re.M):
+            for entry in re.findall(r"^(?:.* <)?([\w/]+)>?$", body, re.M):
                 left.append(page.parent / f"{entry}.md")
     assert found == set(PAGES)
 

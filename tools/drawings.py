@@ -59,11 +59,10 @@ class Drawing:
         self, points: Iterable[tuple[int, int]], tip: bool = True, dashed: bool = False
     ) -> None:
         path = " ".join(f"{x},{y}" for x, y in points)
+        ink = f'fill="none" stroke="{INK}" stroke-width="1.3"'
         end = ' marker-end="url(#tip)"' if tip else ""
         dashes = ' stroke-dasharray="4 4"' if dashed else ""
-        self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.3"{end}{dashes}/>'
-        )
+        self.parts.append(f'<polyline points="{path}" {ink}{end}{dashes}/>')
 
     def save(self, name: str) -> None:
         OUT.mkdir(exist_ok=True)

@@ -2,12 +2,12 @@
 
     python tools/python_inventory.py
 
-It is what Sphinx reads in place of the inventory of docs.python.org, so that the pages can be built
-without a network. Names and kinds come from Python's own modules, pages from the table below. Run it
-again when a reference to a name of Python's is "not found", after a line for it here.
+It is what Sphinx reads in place of the inventory of docs.python.org, so that the pages can be
+built without a network. Names and kinds come from Python's own modules, pages from the table
+below. Run it again when a reference to a name of Python's is "not found", with that name here.
 
-The format is Sphinx's inventory, version 2: a head, then zlib's of lines "name domain:role priority
-uri displayed name", where $ stands for the name and - for the same.
+The format is Sphinx's inventory, version 2: a head, then zlib's of lines "name domain:role
+priority uri displayed name", where $ stands for the name and - for the same.
 """
 
 from __future__ import annotations
@@ -44,7 +44,21 @@ PAGES = {
 MODULES = ("asyncio", "asyncio.subprocess", "logging", "os", "re", "resource", "shlex", "signal")
 MODULES += ("subprocess", "typing")
 #: Built-in types, which have a page together.
-TYPES = "bool bytearray bytes dict float frozenset int list memoryview range set str tuple".split()
+TYPES = [
+    "bool",
+    "bytearray",
+    "bytes",
+    "dict",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "memoryview",
+    "range",
+    "set",
+    "str",
+    "tuple",
+]
 
 
 def role(value: object) -> str:

@@ -20,9 +20,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Methods that are public by their names alone: the side that feeds a stream, which users do not see.
+#: Methods that are public by their names alone: the side that feeds a stream, say.
 NOT_FOR_USERS = {
-    "Process": set(),
     "StreamReader": {
         *("exception", "feed_data", "feed_eof", "set_exception", "set_transport"),
         *("start_collecting", "stop_collecting"),
