@@ -96,6 +96,7 @@ def test_examples_for_pytest(tmp_path: Path) -> None:
     for number, example in enumerate(found):
         (tmp_path / f"test_{number}.py").write_text(example.code, encoding="utf-8")
     command = ["-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull]
+    command += ["-o", "asyncio_default_fixture_loop_scope=function"]
     done = subprocess.run(
         [sys.executable, *command, "--rootdir", str(tmp_path), str(tmp_path)],
         env=Aside().environment(),

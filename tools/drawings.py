@@ -114,11 +114,11 @@ def spawn() -> None:
     )
     message(275, "child", "kernel", "exec: its pipe closes, or has errno")
     message(305, "kernel", "loop", "port readable: STARTED")
-    draw.text(20, 330, "await child.started", grey=True)
+    draw.text(118, 330, "await child.started: done", grey=True)
     draw.box(520, 300, 180, 46, "the program runs\nin memory of its own", CHILD)
     message(385, "child", "kernel", "exit: pidfd readable")
     message(415, "kernel", "loop", "port readable: EXITED, by waitid()")
-    draw.text(20, 440, "wait() returns", grey=True)
+    draw.text(118, 440, "wait() returns", grey=True)
     draw.save("spawn.svg")
 
 
