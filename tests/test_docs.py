@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -26,6 +27,16 @@ DOCS = ROOT / "docs"
 RECIPES = DOCS / "recipes.md"
 
 pytestmark = pytest.mark.primary
+#: The programs of the pages, and what they say.
+not_elsewhere = pytest.mark.skipif(
+    not (WINDOWS or sys.platform == "linux"), reason="the pages were written on Linux"
+)
+with_sources = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="the sources are not here"
+)
+
+#: A process for each page, its output and its errors.
+Runs = dict[Path, tuple[subprocess.Popen[str], IO[str], IO[str]]]
 
 
 def name(page: Path) -> str:
@@ -44,10 +55,10 @@ WITH_EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, subprocess.Popen[str]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """All pages, side by side: most of them wait for something."""
     with contextlib.ExitStack() as stack:
-        running = {}
+        running: Runs = {}
         for page in WITH_EXAMPLES:
             output = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
             errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
@@ -63,11 +74,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, subpro
             stack.callback(process.wait)
             stack.callback(process.kill)
             running[page] = (process, output, errors)
-        yield running  # type: ignore[misc]
+        yield running
 
 
+@not_elsewhere
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name)
-def test_examples(page: Path, runs: dict) -> None:
+def test_examples(page: Path, runs: Runs) -> None:
     process, output, errors = runs[page]
     returncode = process.wait(2 * FUSE)
     output.seek(0)
@@ -116,6 +128,7 @@ def anchors(page: Path) -> set[str]:
     return {title.replace(" ", "-") for title in plain}
 
 
+@with_sources
 @pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("*.md"))], ids=lambda page: page.name)
 def test_links(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
