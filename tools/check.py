@@ -478,7 +478,7 @@ def main() -> int:
     if options.tests and not options.repeat:
         parser.error("TESTS are for --repeat")
     if options.docs:
-        checks = {"docs": docs, "examples": docs_examples}
+        checks: dict[str, Check] = {"docs": docs, "examples": docs_examples}
     elif options.repeat:
         checks = {"repeat": repeated(options.repeat, options.tests)}
     else:

@@ -1,15 +1,19 @@
-"""Draws docs/drawings/*.svg, for docs/design.md: python tools/drawings.py
+"""Draws docs/drawings/*.svg: python tools/drawings.py
 
-Nothing but text and numbers: whoever changes the design changes the words here.
+Those of docs/design.md are nothing but text and numbers: whoever changes the design changes the
+words here. The chart of docs/speed.md shows what docs/performance.json has.
 """
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "docs" / "drawings"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+OUT = DOCS / "drawings"
 
 INK = "#1b1f24"
 GREY = "#6a737d"
@@ -39,6 +43,9 @@ class Drawing:
         top = y + h / 2 + 4.5 - 8.5 * (len(lines) - 1)
         for i, line in enumerate(lines):
             self.text(x + w // 2, int(top + 17 * i), line, "middle", bold=i == 0)
+
+    def bar(self, x: int, y: int, w: int, h: int, fill: str) -> None:
+        self.parts.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" fill="{fill}"/>')
 
     def text(
         self,
@@ -155,6 +162,47 @@ def tree() -> None:
     draw.save("tree.svg")
 
 
+#: What a user asks for first: a work of tools/bench, a metric of it, and what to call that.
+WORKS = (
+    ("spawn-32", "time", "start 32 at a time, wait"),
+    ("echo-32", "time", "captured output, 32 at a time"),
+    ("echo-32", "cpu", "the same, CPU of the parent"),
+    ("loop-time", "lost", "time taken from the event loop"),
+    ("out", "time", "communicate(), 256 MiB out"),
+    ("in", "time", "communicate(), 256 MiB in"),
+    ("lines", "time", "a million lines"),
+)
+#: Their ratios go beyond the chart.
+LONGEST = 2.0
+
+
+def bars() -> None:
+    """How fast, by peer."""
+    rows = json.loads((DOCS / "performance.json").read_text(encoding="utf-8"))["rows"]
+    values = {row["work"]: row["values"] for row in rows if row["user"] is None}
+    left, width, step = 250, 400, 46
+    height = 60 + step * len(WORKS)
+    draw = Drawing(720, height, "Ratios to asyncio, less is better")
+    draw.text(left + width // 2, 20, "asyncio = 1; less is better", "middle", grey=True)
+    one = left + int(width / LONGEST)
+    for i, (work, metric, title) in enumerate(WORKS):
+        y = 36 + step * i
+        draw.text(left - 12, y + 22, title, "end")
+        for j, (peer, name, fill) in enumerate(
+            (("native", "aioproc", "#2563eb"), ("uvloop", "uvloop", "#cbd5e1"))
+        ):
+            pairs = zip(values[work][peer][metric], values[work]["asyncio"][metric], strict=True)
+            ratio = statistics.median(mine / others for mine, others in pairs)
+            length = int(min(ratio, LONGEST) / LONGEST * width)
+            draw.bar(left, y + 17 * j, length, 14, fill)
+            more = "" if ratio <= LONGEST else " →"
+            draw.text(left + length + 6, y + 12 + 17 * j, f"{ratio:.2f}{more}", grey=bool(j))
+            if not i:
+                draw.text(left + length + 46, y + 12 + 17 * j, name, bold=not j, grey=bool(j))
+    draw.line([(one, 28), (one, height - 14)], tip=False, dashed=True)
+    draw.save("speed.svg")
+
+
 if __name__ == "__main__":
-    for drawing in (layers, spawn, tree):
+    for drawing in (layers, spawn, tree, bars):
         drawing()

@@ -41,8 +41,10 @@ PAGES = {
     },
     "asyncio.subprocess": {"asyncio-subprocess": "Process"},
 }
-MODULES = ("asyncio", "asyncio.subprocess", "logging", "os", "re", "resource", "shlex", "signal")
-MODULES += ("subprocess", "typing")
+MODULES = [
+    *("asyncio", "asyncio.subprocess", "logging", "os", "re", "resource", "shlex", "signal"),
+    *("subprocess", "typing"),
+]
 #: Built-in types, which have a page together.
 TYPES = [
     "bool",
