@@ -183,22 +183,22 @@ def bars() -> None:
     left, width, step = 250, 400, 46
     height = 60 + step * len(WORKS)
     draw = Drawing(720, height, "Ratios to asyncio, less is better")
-    draw.text(left + width // 2, 20, "asyncio = 1; less is better", "middle", grey=True)
+    draw.text(left + width // 2, 20, "asyncio = 1 (dashed); less is better", "middle", grey=True)
     one = left + int(width / LONGEST)
+    peers = {"native": "#2563eb", "uvloop": "#cbd5e1"}
+    for j, (name, fill) in enumerate(zip(("aioproc", "uvloop"), peers.values(), strict=True)):
+        draw.bar(20 + 90 * j, 10, 14, 14, fill)
+        draw.text(40 + 90 * j, 21, name, bold=not j)
     for i, (work, metric, title) in enumerate(WORKS):
         y = 36 + step * i
         draw.text(left - 12, y + 22, title, "end")
-        for j, (peer, name, fill) in enumerate(
-            (("native", "aioproc", "#2563eb"), ("uvloop", "uvloop", "#cbd5e1"))
-        ):
+        for j, (peer, fill) in enumerate(peers.items()):
             pairs = zip(values[work][peer][metric], values[work]["asyncio"][metric], strict=True)
             ratio = statistics.median(mine / others for mine, others in pairs)
             length = int(min(ratio, LONGEST) / LONGEST * width)
             draw.bar(left, y + 17 * j, length, 14, fill)
             more = "" if ratio <= LONGEST else " →"
             draw.text(left + length + 6, y + 12 + 17 * j, f"{ratio:.2f}{more}", grey=bool(j))
-            if not i:
-                draw.text(left + length + 46, y + 12 + 17 * j, name, bold=not j, grey=bool(j))
     draw.line([(one, 28), (one, height - 14)], tip=False, dashed=True)
     draw.save("speed.svg")
 
