@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -405,3 +406,23 @@ async def subprocess_shell(
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
     return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
+
+
+def _show_keywords() -> None:
+    """help() and editors show all keywords, which these functions only hand on."""
+    judged = inspect.signature(SpawnSpec.build).parameters.values()
+    functions: list[Any] = [create_subprocess_exec, create_subprocess_shell]
+    functions += [subprocess_exec, subprocess_shell]
+    for function in functions:
+        signature = inspect.signature(function)
+        own = dict(signature.parameters)
+        kwds = own.pop("kwds")
+        more = [
+            one
+            for one in judged
+            if one.kind is one.KEYWORD_ONLY and one.name != "shell" and one.name not in own
+        ]
+        function.__signature__ = signature.replace(parameters=[*own.values(), *more, kwds])
+
+
+_show_keywords()
