@@ -188,6 +188,8 @@ def types() -> None:
 
 def docs() -> str:
     """The site, with every warning an error; the pages' examples are tests of the suite."""
+    if sys.version_info < (3, 11):
+        raise Skipped("Sphinx needs Python 3.11")
     if importlib.util.find_spec("sphinx") is None:
         raise Failed('no Sphinx: pip install -e ".[docs]"')
     return run(sys.executable, "tools/site.py").splitlines()[-1]
