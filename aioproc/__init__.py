@@ -37,6 +37,8 @@ from ._install import install, installed, is_installed, uninstall
 from ._job import Job
 from ._run.api import run, run_shell
 from ._run.command import Command
+from ._run.limiter import Limiter
+from ._run.many import run_all, run_many
 from ._run.result import (
     CalledProcessError,
     CompletedProcess,
@@ -57,6 +59,7 @@ __all__ = [
     "Command",
     "CompletedProcess",
     "Job",
+    "Limiter",
     "NotEnded",
     "Process",
     "ProcessError",
@@ -73,6 +76,8 @@ __all__ = [
     "is_installed",
     "partial_result",
     "run",
+    "run_all",
+    "run_many",
     "run_shell",
     "subprocess_exec",
     "subprocess_shell",

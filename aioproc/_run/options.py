@@ -14,6 +14,7 @@ from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
 from .._text import Encoder, check_pieces, judged_text
 from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
+from .limiter import Limiter
 from .listen import Callback
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
@@ -25,7 +26,7 @@ DRAIN = 0.5
 INSTEAD = {
     "bufsize": "leave it out: output is read as it comes",
     "capture_output": "run_shell() and run() capture unless stdout, stderr are given",
-    "concurrency": "it is for many commands",
+    "concurrency": "it is for many commands: run_many(), run_all()",
     "kill_after": "use stop=SECONDS",
     "limit": "there is none: output and lines may have any length",
     "loop": "the process belongs to the loop that runs",
@@ -64,6 +65,7 @@ class Settings:
     #: What goes into stdin: at once, or by and by.
     data: memoryview | None = None
     source: Any = None
+    limiter: Limiter | None = None
     _input_errors = "strict"
     #: Whether a stream is given as a path.
     _has_paths = False
@@ -98,6 +100,7 @@ class Settings:
         env: Mapping[Any, Any] | None = None,
         env_update: Mapping[Any, Any] | None = None,
         name: str | None = None,
+        limiter: Limiter | None = None,
         **options: Any,
     ) -> None:
         self._function = function
@@ -110,6 +113,8 @@ class Settings:
         self.user_args: Any = program if shell else (program, *args)
         if name is not None:
             self.name = _string("name", name)
+        if limiter is not None:
+            self.limiter = judge_limiter(limiter)
         if text or encoding is not None or errors is not None:
             self._judge_text(encoding, errors)
         if check is not True:
@@ -349,6 +354,12 @@ class Settings:
 
 
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
+
+
+def judge_limiter(value: Any) -> Limiter:
+    if not isinstance(value, Limiter):
+        raise TypeError(f"limiter must be a Limiter, not {value!r:.100}")
+    return value
 
 
 def _string(name: str, value: Any) -> str:

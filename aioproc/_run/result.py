@@ -62,11 +62,13 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
             leftovers alone, or Windows without a Job.
         error: The exception for the reason ``"error"``, else None.
         name: What stands for the command in messages, or None.
+        index: Which of the commands of run_many() or run_all() it was, from 0; else None.
     """
 
     # Wider than the base's: None is there, but rarely, and checks for it would be tedious
     # (as typeshed says of stdout).
     returncode: int | Any
+    index: int | None = None
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Container, Iterable, Mapping
 from typing import IO, Any, Literal, TypedDict
 
+from .limiter import Limiter
+
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 #: A stream that is inherited (None), DEVNULL, PIPE, a descriptor, an open file, or a path that is
 #: opened for the run. For stderr also STDOUT.
@@ -21,8 +23,8 @@ TextCallback = Callable[[str, str], Awaitable[object] | object]
 Step = tuple[int | Literal["eof"], float]
 
 
-class RunOptions(TypedDict, total=False):
-    """All that does not depend on whether output is text."""
+class ManyOptions(TypedDict, total=False):
+    """Those of run_many() and run_all()."""
 
     input: Input
     stdin: Stream
@@ -55,3 +57,9 @@ class RunOptions(TypedDict, total=False):
     pipesize: int
     startupinfo: Any
     creationflags: int
+
+
+class RunOptions(ManyOptions, total=False):
+    """All of run()'s that do not depend on whether output is text."""
+
+    limiter: Limiter | None
