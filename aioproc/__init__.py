@@ -38,7 +38,8 @@ from ._job import Job
 from ._run.api import run, run_shell
 from ._run.command import Command
 from ._run.limiter import Limiter
-from ._run.many import run_all, run_many
+from ._run.many import Runs, run_all, run_many
+from ._run.pipeline import CompletedPipeline, pipeline
 from ._run.result import (
     CalledProcessError,
     CompletedProcess,
@@ -57,6 +58,7 @@ __all__ = [
     "UNKNOWN_EXIT",
     "CalledProcessError",
     "Command",
+    "CompletedPipeline",
     "CompletedProcess",
     "Job",
     "Limiter",
@@ -64,6 +66,7 @@ __all__ = [
     "Process",
     "ProcessError",
     "ResourceUsage",
+    "Runs",
     "StreamReader",
     "StreamWriter",
     "SubprocessTransport",
@@ -75,6 +78,7 @@ __all__ = [
     "installed",
     "is_installed",
     "partial_result",
+    "pipeline",
     "run",
     "run_all",
     "run_many",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import collections
 import inspect
-import os
 from collections.abc import AsyncIterable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from .._notes import add_note
-from .command import Command
+from .command import Command, parts_of
 from .limiter import Limiter, judge
 from .options import Settings, judge_limiter
 from .result import CompletedProcess
@@ -66,7 +65,7 @@ class Runs(Generic[T]):
             judge(concurrency)
         elif limiter is not None:
             concurrency = limiter.concurrency
-        self._own = limiter is None
+        self._is_alone = limiter is None
         self._limiter = Limiter(concurrency) if limiter is None else limiter
         self._concurrency = concurrency or self._limiter.concurrency
         options.setdefault("check", False)
@@ -164,7 +163,7 @@ class Runs(Generic[T]):
                     finally:
                         del error
                 raise StopAsyncIteration
-            consumer = loop.create_future()
+            consumer: asyncio.Future[CompletedProcess[T] | None] = loop.create_future()
             self._consumers.append(consumer)
             try:
                 got = await consumer
@@ -252,14 +251,15 @@ class Runs(Generic[T]):
         """What has become of a command, and whether it may be raised; None if it was not
         started."""
         try:
-            settings = self._settings(item)
-        except ValueError as error:
-            # Data that no program can be given: a NUL in an argument.
-            args = (item.program, *item.args) if isinstance(item, Command) else tuple(item)
-            result: CompletedProcess[T]
-            result = CompletedProcess(args, None, reason="error", error=error)
-            result.index = index
-            return result, True
+            program, args, own = parts_of(item)
+            try:
+                settings = self._settings(program, args, own)
+            except ValueError as error:
+                # Data that no program can be given: a NUL in an argument.
+                result: CompletedProcess[T]
+                result = CompletedProcess((program, *args), None, reason="error", error=error)
+                result.index = index
+                return result, True
         except BaseException as error:
             add_note(error, f"in command {index} of {self._function}()")
             raise
@@ -280,25 +280,11 @@ class Runs(Generic[T]):
         result.index = index
         return result, settings.check
 
-    def _settings(self, item: Any) -> Settings:
-        if isinstance(item, Command):
-            settings = Settings(
-                self._function, item.program, item.args, **{**self._options, **item.options}
-            )
-            if settings.limiter is not None and not (
-                self._own or settings.limiter is self._limiter
-            ):
-                raise TypeError("a command's limiter and another one cannot be served together")
-            return settings
-        if isinstance(item, (tuple, list)) and item:
-            return Settings(self._function, item[0], tuple(item[1:]), **self._options)
-        advice = ""
-        if isinstance(item, (str, bytes, os.PathLike)):
-            advice = f": give a tuple of one, ({item!r:.100},), or use shlex.split()"
-        raise TypeError(
-            "a command must be a Command, or a tuple or list of a program and its arguments, "
-            f"not {item!r:.100}{advice}"
-        )
+    def _settings(self, program: Any, args: tuple[Any, ...], own: dict[str, Any]) -> Settings:
+        settings = Settings(self._function, program, args, **{**self._options, **own})
+        if not (self._is_alone or settings.limiter in (None, self._limiter)):
+            raise TypeError("a command's limiter and another one cannot both be waited for")
+        return settings
 
     # -- results
 

@@ -174,7 +174,7 @@ class Settings:
         options["tree"] = tree = bool(tree)
         self.has_tree = tree
         self._command = command
-        self._streams = streams
+        self._streams: tuple[Any, ...] = streams
         self._options = options
         #: Whether it matters when something comes.
         self.listens = self.on_output is not None or self.on_line is not None
@@ -334,6 +334,13 @@ class Settings:
                 opened.append(stream)
             streams.append(stream)
         return self._build(streams)
+
+    def connect(self, streams: Iterable[Any]) -> None:
+        """Has other streams in their place, descriptors; DEFAULT: as it is."""
+        pairs = zip(streams, self._streams, strict=True)
+        self._streams = tuple(old if new is DEFAULT else new for new, old in pairs)
+        if not self._has_paths:
+            self._spec = self._build(self._streams)
 
     def _build(self, streams: Iterable[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams

@@ -222,7 +222,12 @@ class ProcessError(subprocess.SubprocessError):
     Attributes:
         result: The :class:`CompletedProcess`: all that is known, the output so far
             included.
+        stages: Of a :func:`pipeline`: the results of its stages; else None.
+        stage: Which of them has failed, from 0; None if it was none alone.
     """
+
+    stages: list[CompletedProcess[Any]] | None = None
+    stage: int | None = None
 
     def __init__(self, result: CompletedProcess[Any]) -> None:
         self.result = result
@@ -382,6 +387,12 @@ def _blank(cls: type[ProcessError]) -> ProcessError:
 
 def _label(result: CompletedProcess[Any]) -> str:
     """Which command it is, on one line."""
+    stages = getattr(result, "stages", None)
+    if stages:
+        label = result.name and _escaped(result.name)
+        label = _shortened(label or " | ".join(map(_label, stages)))
+        stage: int | None = getattr(result, "stage", None)
+        return label if stage is None else f"{label}: stage {stage} ({_label(stages[stage])})"
     if result.name is not None:
         return _shortened(_escaped(result.name))
     args = result.args

@@ -112,10 +112,7 @@ class Run:
     async def perform(self) -> CompletedProcess[Any]:
         settings = self._settings
         if settings.timeout is not None and settings.timeout <= 0:
-            result = self.not_started("timeout")
-            if not self.raises:
-                return result
-            raise TimeoutExpired(result)
+            return self.never_started()
         try:
             reason = await self._live()
             assert self._child is not None
@@ -492,6 +489,13 @@ class Run:
         self._forget()
         return result
 
+    def never_started(self) -> CompletedProcess[Any]:
+        """Time was up before it was started."""
+        result = self.not_started("timeout")
+        if self.raises:
+            raise TimeoutExpired(result)
+        return result
+
     def _exit_future(self) -> asyncio.Future[None]:
         waiter = self._exit_waiter
         if waiter is None:
@@ -732,7 +736,7 @@ async def perform(settings: Settings) -> CompletedProcess[Any]:
     began = loop.time(), monotonic()
     end = None if settings.timeout is None else began[0] + settings.timeout
     if not await limiter.acquire(end):
-        raise TimeoutExpired(Run(settings, loop, *began).not_started("timeout"))
+        return Run(settings, loop, *began).never_started()
     try:
         return await attempt(settings, limiter=limiter, began=began)
     finally:
@@ -764,7 +768,7 @@ async def attempt(
     while True:
         run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
         if end is not None and loop.time() >= end:
-            raise TimeoutExpired(run.not_started("timeout"))
+            return run.never_started()
         try:
             return await run.perform()
         except OSError as error:
@@ -793,3 +797,8 @@ class Told(Run):
     def has_child(self) -> bool:
         """Whether a child has been made, and there is no result yet."""
         return self._child is not None
+
+    def kill_now(self) -> None:
+        """Ends it at once; nobody waits for it, nor for us."""
+        self._abandon()
+        self._forget()

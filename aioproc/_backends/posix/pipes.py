@@ -94,6 +94,39 @@ class _End:
             getattr(loop, name)(self._fd)
 
 
+#: Ends of pipes between two children, until both have theirs.
+_between: set[int] = set()
+
+
+def open_between() -> tuple[int, int]:
+    """A pipe, both ends of which are for children: the reading one and the writing one."""
+    pipe = os.pipe()
+    _between.update(pipe)
+    return pipe
+
+
+def duplicate_between(fd: int) -> int:
+    """Another number for the same end."""
+    other = os.dup(fd)
+    _between.add(other)
+    return other
+
+
+def close_between(fd: int) -> None:
+    if fd in _between:
+        _between.discard(fd)
+        close_all([fd], os.close)
+
+
+def read_between(fd: int, loop: asyncio.AbstractEventLoop) -> FdReadEnd:
+    """The reading end, which is ours after all."""
+    os.set_blocking(fd, False)
+    end = FdReadEnd(weakref.ref(loop), fd)
+    _between.discard(fd)
+    _open[fd] = end
+    return end
+
+
 def _closed(_: object) -> Any:
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -373,6 +406,8 @@ def _after_fork_in_child() -> None:
         return
     for stdio in list(_making.values()):
         stdio.disown()
+    close_all(list(_between), os.close)
+    _between.clear()
     ends = list(_open.items())
     _making.clear()
     _open.clear()
