@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from .. import _backends
 from .._backends.base import Child, ReadEnd, generation
 from .._backends.system import process_state
+from .._messages import shortened
 from .._notes import add_note
 from .command import Command, parts_of
 from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings
@@ -98,6 +99,13 @@ class CompletedPipeline(CompletedProcess[T]):
         )
         self.stages = list(stages)
         self.stage = stage
+
+    def _label(self) -> str:
+        stages = " | ".join(stage._label() for stage in self.stages)
+        text = shortened(stages) if self.name is None else super()._label()
+        if self.stage is None:
+            return text
+        return f"{text}: stage {self.stage} ({self.stages[self.stage]._label()})"
 
     @property
     def ok(self) -> bool:

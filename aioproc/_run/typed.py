@@ -23,22 +23,14 @@ TextCallback = Callable[[str, str], Awaitable[object] | object]
 Step = tuple[int | Literal["eof"], float]
 
 
-class ManyOptions(TypedDict, total=False):
-    """Those of run_many() and run_all()."""
+class SpawnOptions(TypedDict, total=False):
+    """What run() and open_process() have in common."""
 
-    input: Input
     stdin: Stream
     stdout: Stream
     stderr: Stream
-    capture_output: bool
-    check: bool | Container[int]
-    timeout: float | None
-    idle_timeout: float | None
     stop: float | Iterable[Step]
-    drain: float
-    leftovers: Literal["leave", "kill"]
     tree: bool
-    max_output: int | None
     cwd: Path | None
     env: Mapping[Any, Any] | None
     env_update: Mapping[Any, Any] | None
@@ -59,7 +51,24 @@ class ManyOptions(TypedDict, total=False):
     creationflags: int
 
 
+class OpenOptions(SpawnOptions, total=False):
+    """Of open_process(), all that does not depend on whether streams are of text."""
+
+
+class ManyOptions(SpawnOptions, total=False):
+    """Of run_many() and run_all(), the same."""
+
+    input: Input
+    capture_output: bool
+    check: bool | Container[int]
+    timeout: float | None
+    idle_timeout: float | None
+    drain: float
+    leftovers: Literal["leave", "kill"]
+    max_output: int | None
+
+
 class RunOptions(ManyOptions, total=False):
-    """All of run()'s that do not depend on whether output is text."""
+    """Of run(), the same."""
 
     limiter: Limiter | None
