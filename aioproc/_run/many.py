@@ -127,7 +127,11 @@ class Runs(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         """Ends all that run, with all that they have started, and waits for that."""
+        assert self._loop is not None
         self._is_closed = True
+        if kind is GeneratorExit and not self._loop.is_running():
+            self._kill_now()
+            return
         self._halt(now=True)
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         first = await wait_for_end(set(self._workers), cancelled)
@@ -210,7 +214,7 @@ class Runs(Generic[T]):
                     # By and by: those that are never needed are not made.
                     self._loop.call_soon(self._add_worker)
                 result = await self._run(worker, *pulled)
-                if result is not None and not self._give(*result):
+                if result is not None and not self._give(*result) and not self._is_halting:
                     held: asyncio.Future[None] = self._loop.create_future()
                     self._held.append(held)
                     pulled = result = None  # they may be large
@@ -342,6 +346,14 @@ class Runs(Generic[T]):
             if worker is not ours and (now or run is None or not run.has_child):
                 # Twice would take the grace from what runs.
                 worker.cancel()
+
+    def _kill_now(self) -> None:
+        """The coroutine is closed, and nobody can wait for anything."""
+        self._is_halting = self._is_ending = True
+        for run in self._running.values():
+            run.kill_now()
+        if inspect.isgenerator(self._iterator):
+            self._iterator.close()
 
     async def _close_iterator(self) -> None:
         """A generator's `finally` runs now, and not when it is collected."""
