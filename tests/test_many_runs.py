@@ -226,10 +226,15 @@ async def test_what_happens_to_a_command_is_its_result(aioproc: Any) -> None:
 
 
 async def test_its_time_begins_with_its_slot(aioproc: Any) -> None:
-    # Each takes longer than a fifth of what one may take.
-    command = python("import time; time.sleep(0.15)")
-    results = await aioproc.run_all([command] * 6, concurrency=1, timeout=0.6)
-    assert all(result.ok for result in results) or max(r.duration for r in results) > 0.5
+    limiter = Limiter(1)
+    async with limiter:
+        running = asyncio.ensure_future(
+            aioproc.run_all([TRUE], limiter=limiter, timeout=0.02, stop=0)
+        )
+        await asyncio.sleep(0.04)
+    (result,) = await running
+    # Time may be up for the child, on a busy machine.
+    assert result.pid is not None
 
 
 # -- how many at a time
@@ -667,16 +672,16 @@ async def test_results_before_the_failure_are_given_first(aioproc: Any) -> None:
 SCARCE = """
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    commands = (("echo", str(i)) for i in range(300))
+    commands = (("echo", str(i)) for i in range(150))
     results = await aioproc.run_all(commands, concurrency=100, text=True, check=True, timeout=30)
-    assert [result.text for result in results] == [str(i) for i in range(300)]
+    assert [result.text for result in results] == [str(i) for i in range(150)]
     # And by a limiter that others have as well.
     limiter = aioproc.Limiter(100)
     done = await asyncio.gather(
-        aioproc.run_all([["echo", "a"]] * 100, limiter=limiter, check=True),
-        *(aioproc.run("echo", "a", limiter=limiter) for i in range(50)),
+        aioproc.run_all([["echo", "a"]] * 40, limiter=limiter, check=True),
+        *(aioproc.run("echo", "a", limiter=limiter) for i in range(40)),
     )
-    assert len(done) == 51 and limiter.in_use == 0, limiter
+    assert len(done) == 41 and limiter.in_use == 0, limiter
 run(new_event_loop, main())
 """
 
@@ -690,15 +695,14 @@ async def test_more_at_a_time_than_there_are_descriptors(aioproc: Any) -> None:
 FEW = """
 async def main():
     await aioproc.run_all([["true"]] * 3)  # all is imported that will be
-    await aioproc.run("true", timeout=0.001, check=False) if False else None
     os.setgroups([])
     os.setgid(54321)
     os.setuid(54321)
     resource.setrlimit(resource.RLIMIT_NPROC, (6, 6))
     results = await aioproc.run_all(
-        [["true"]] * 100, concurrency=30, cwd="/", check=True, timeout=30
+        [["true"]] * 50, concurrency=30, cwd="/", check=True, timeout=30
     )
-    assert len(results) == 100 and all(result.ok for result in results)
+    assert len(results) == 50 and all(result.ok for result in results)
 run(new_event_loop, main())
 """
 

@@ -17,7 +17,14 @@ from .._messages import shortened
 from .._notes import add_note
 from .command import Command, parts_of
 from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings
-from .result import CalledProcessError, CompletedProcess, NotEnded, Reason, TimeoutExpired
+from .result import (
+    CalledProcessError,
+    CompletedProcess,
+    NotEnded,
+    ProcessError,
+    Reason,
+    TimeoutExpired,
+)
 from .run import Run, Told, attempt
 from .together import wait_for_end
 
@@ -368,12 +375,14 @@ class _Pipeline:
                     loop.create_task(self._perform(i, began)) for i in range(len(self._settings))
                 ]
                 if end is not None:
-                    timer = loop.call_at(end, self._end_all, "timeout")
+                    timer = loop.call_at(end, self._time_is_up)
                 await asyncio.wait(self._tasks)
             except asyncio.CancelledError as error:
                 if generation.number != number:
                     raise  # in a forked process, and all of this is its parent's
-                self._end_all("cancelled")
+                self._note("cancelled")
+                for task in self._tasks:
+                    task.cancel()
                 cancelled = await wait_for_end(self._tasks, error)
             except GeneratorExit:
                 for run in self._runs:
@@ -414,11 +423,14 @@ class _Pipeline:
             self._cause = cause
             self._end_those("cancelled", but=cause)
 
-    def _end_all(self, reason: Reason) -> None:
+    def _time_is_up(self) -> None:
+        self._note("timeout")
+        self._end_those("timeout")
+
+    def _note(self, reason: Reason) -> None:
         if not self._is_ending:
             self._is_ending = True
             self._reason = reason
-        self._end_those(reason)
 
     def _end_those(self, reason: Reason, but: int | None = None) -> None:
         for i, (run, task) in enumerate(zip(self._runs, self._tasks, strict=True)):
@@ -467,8 +479,9 @@ class _Pipeline:
         if error is None:
             return result
         try:
-            error.stages, error.stage = result.stages, result.stage  # type: ignore[attr-defined]
-            if not hasattr(error, "result"):
+            if not isinstance(error, ProcessError):
+                error.stages = result.stages  # type: ignore[attr-defined]
+                error.stage = result.stage  # type: ignore[attr-defined]
                 error.result = result  # type: ignore[attr-defined]
             raise error
         finally:

@@ -237,6 +237,9 @@ class ProcessError(subprocess.SubprocessError):
     def __init__(self, result: CompletedProcess[Any]) -> None:
         self.result = result
         self.args = (result,)
+        stages: list[CompletedProcess[Any]] | None = getattr(result, "stages", None)
+        if stages is not None:
+            self.stages, self.stage = stages, result.stage  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception's own calls the class with args, which suits neither all of our bases
