@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Protocol
 
 from .._notes import add_note
@@ -12,6 +13,8 @@ from .streams import Deadline, StreamReader
 
 #: Bytes, or characters, from which on it is not worth a search for each piece that comes.
 LONG = 64 * 1024
+#: Seconds between two searches of so much, for each second that the last has taken.
+PATIENCE = 3
 
 
 class _Reader(Protocol):
@@ -74,6 +77,7 @@ async def until(
     source = reader._source
     while True:
         source._begin()
+        began = monotonic()
         text = reader._all()
         found = _first(patterns, text)
         if found is not None:
@@ -81,16 +85,17 @@ async def until(
                 raise asyncio.LimitOverrunError(
                     "Separator is found, but chunk is longer than limit", found[0]
                 )
-            return reader._take(found[1])
+            return reader._take(found[1]) if found[1] else text[:0]
         if limit is not None and len(text) > limit:
             raise asyncio.LimitOverrunError(
                 "Separator is not found, and chunk exceed the limit", len(text)
             )
         if source._eof:
-            raise asyncio.IncompleteReadError(reader._take(len(text)), None)
+            raise asyncio.IncompleteReadError(reader._take(len(text)) if text else text, None)
+        pause = PATIENCE * (monotonic() - began)
         await source._more(caller, deadline)
         if len(text) >= LONG:
-            await _grow(source, len(text) // 4)
+            await _let_grow(source, len(text) // 4, pause)
 
 
 def _first(patterns: Sequence[re.Pattern[Any]], text: Any) -> tuple[int, int] | None:
@@ -102,17 +107,13 @@ def _first(patterns: Sequence[re.Pattern[Any]], text: Any) -> tuple[int, int] | 
     return found
 
 
-async def _grow(source: StreamReader, size: int) -> None:
-    """Lets so much come before the next search, as long as it comes without a pause: or all
-    would be searched again for each piece of it."""
-    end = source._fed + size
+async def _let_grow(source: StreamReader, size: int, seconds: float) -> None:
+    """Gives about that much more time to come: all would be searched again for each piece of
+    it."""
     pause_at = source._pause_at
-    source._pause_at = max(pause_at, source._size + size)
+    source._pause_at = max(pause_at, 2 * (source._size + size))
     try:
-        while source._fed < end and not source._eof:
-            before = source._fed
-            await asyncio.sleep(0)
-            if source._fed == before:
-                break
+        source._maybe_resume()
+        await asyncio.sleep(seconds)
     finally:
         source._pause_at = pause_at
