@@ -14,7 +14,8 @@ from aioproc._backends.cpus import usable_cpus
 from aside import PROC, children
 from conftest import FUSE
 from conftest import run as run_loop
-from programs import TRUE, posix_only
+from marks import posix_only
+from programs import TRUE
 
 pytestmark = pytest.mark.primary
 asynchronous = pytest.mark.asyncio

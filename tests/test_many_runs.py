@@ -20,7 +20,8 @@ from aioproc import Command, Limiter
 from aside import PROC, children
 from conftest import FUSE, is_alive, settle
 from helpers import script
-from programs import SLEEP, TRUE, WINDOWS, ends, posix_only, python
+from marks import posix_only
+from programs import SLEEP, TRUE, WINDOWS, ends, python
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 everywhere = pytest.mark.everywhere

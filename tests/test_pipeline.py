@@ -18,7 +18,8 @@ from aioproc import Command, Limiter, _backends
 from aside import PROC, children, open_fds
 from conftest import FUSE, is_alive, settle
 from helpers import script
-from programs import CAT, SLEEP, TRUE, WINDOWS, YES, ends, posix_only, python
+from marks import posix_only
+from programs import CAT, SLEEP, TRUE, WINDOWS, YES, ends, python
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 everywhere = pytest.mark.everywhere
@@ -437,7 +438,8 @@ async def test_too_few_descriptors(aioproc: Any) -> None:
 
 @has_proc
 async def test_a_forked_process_does_not_have_the_pipes(aioproc: Any) -> None:
-    reader, writer = _backends.open_between()
+    reader, writer, claim = _backends.open_between()
+    _backends.forget_between(claim)
     pid = os.fork()
     if pid == 0:
         os._exit(1 if {reader, writer} & open_fds().keys() else 0)
@@ -445,6 +447,28 @@ async def test_a_forked_process_does_not_have_the_pipes(aioproc: Any) -> None:
     assert not os.get_inheritable(reader)
     for fd in (reader, writer):
         _backends.close_between(fd)
+
+
+@has_proc
+async def test_how_much_the_pipes_hold(aioproc: Any) -> None:
+    import fcntl
+
+    size = getattr(fcntl, "F_GETPIPE_SZ", 1032)
+    show = python(f"import fcntl, sys; print(fcntl.fcntl(1, {size}), file=sys.stderr)")
+    (small, *_) = (await aioproc.pipeline(show, CAT, pipesize=4096)).stages
+    assert int(small.stderr) == 4096
+    (large, *_) = (await aioproc.pipeline(show, CAT)).stages
+    assert int(large.stderr) == 256 * 1024
+    # Of a few at a time: an ordinary user has a limit for all together.
+    opened = [_backends.open_between() for _ in range(20)]
+    sizes = [fcntl.fcntl(reader, size) for reader, _, _ in opened]
+    assert sizes == [256 * 1024] * 16 + [65536] * 4
+    for reader, writer, claim in opened:
+        _backends.close_between(reader)
+        _backends.close_between(writer)
+        _backends.forget_between(claim)
+    (large, *_) = (await aioproc.pipeline(show, CAT)).stages
+    assert int(large.stderr) == 256 * 1024
 
 
 @has_proc

@@ -86,10 +86,17 @@ def open_scanner() -> Scanner | None:
         return None
 
 
-def open_between() -> tuple[int, int]:
-    """A pipe from one child to another: the reading end and the writing end. To be closed by
-    close_between(), once each has been given to its child."""
-    return os.pipe() if sys.platform == "win32" else pipes.open_between()
+def open_between(size: int = -1) -> tuple[int, int, int]:
+    """A pipe from one child to another: the reading end and the writing end, to be closed by
+    close_between() once each has been given to its child; and what is to be given to
+    forget_between() when they have ended. size: what it is to hold, where that can be chosen.
+    """
+    return (*os.pipe(), 0) if sys.platform == "win32" else pipes.open_between(size)
+
+
+def forget_between(claim: int) -> None:
+    if sys.platform != "win32":
+        pipes.forget_between(claim)
 
 
 def close_between(fd: int) -> None:
@@ -104,7 +111,9 @@ def open_shared(loop: asyncio.AbstractEventLoop, children: int) -> tuple[ReadEnd
     """A pipe that several children write into: our end, and one for each of them."""
     if sys.platform == "win32":
         raise NotImplementedError("one pipe for the output of several children needs POSIX")
-    reader, *writers = pipes.open_between()
+    reader, writer, claim = pipes.open_between()
+    pipes.forget_between(claim)
+    writers = [writer]
     try:
         while len(writers) < children:
             writers.append(pipes.duplicate_between(writers[0]))

@@ -196,6 +196,8 @@ class _Pipeline:
         self._results: list[CompletedProcess[Any] | None] = [None] * count
         self._runs: list[_Stage | None] = [None] * count
         self._tasks: list[asyncio.Task[None]] = []
+        #: What is to be forgotten of their pipes in the end.
+        self._claims: list[int] = []
         #: What each stage is given, to be closed when it has it.
         self._given: list[list[int]] = [[] for _ in range(count)]
         #: What the run of the last reads in place of a pipe of its own: stdout, stderr.
@@ -293,7 +295,8 @@ class _Pipeline:
         count = len(self._settings)
         streams: list[list[Any]] = [[DEFAULT] * 3 for _ in range(count)]
         for i in range(count - 1):
-            reader, writer = _backends.open_between()
+            reader, writer, claim = _backends.open_between(self._options.get("pipesize", -1))
+            self._claims.append(claim)
             self._given[i].append(writer)
             self._given[i + 1].append(reader)
             streams[i][1], streams[i + 1][0] = writer, reader
@@ -343,6 +346,8 @@ class _Pipeline:
                 _backends.close_between(given.pop())
         for end in self._shared.values():
             end.close()
+        for claim in self._claims:
+            _backends.forget_between(claim)
 
     # -- the way through
 

@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, starmap
+from itertools import chain, count, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
@@ -94,15 +94,40 @@ class _End:
             getattr(loop, name)(self._fd)
 
 
+#: No descriptors: for pipes of which we do not keep any.
+_claims = count(-1, -1)
 #: Ends of pipes between two children, until both have theirs.
 _between: set[int] = set()
 
 
-def open_between() -> tuple[int, int]:
-    """A pipe, both ends of which are for children: the reading one and the writing one."""
-    pipe = os.pipe()
-    _between.update(pipe)
-    return pipe
+def open_between(size: int = -1) -> tuple[int, int, int]:
+    """A pipe, both ends of which are for children: the reading end, the writing one, and what
+    is to be given to forget_between() when they have ended. size: what it is to hold; by
+    default much, as long as there are few such pipes."""
+    reader, writer = os.pipe()
+    _between.update((reader, writer))
+    claim = 0
+    if F_SETPIPE_SZ:
+        try:
+            if size > 0:
+                fcntl(writer, F_SETPIPE_SZ, size)
+            elif len(_large) < MOST_LARGE:
+                # Children in sessions of their own would hold each other up: they are groups
+                # of their own for the scheduler (sched(7), autogroup), which switches twice as
+                # often between them as in a shell's pipeline.
+                fcntl(writer, F_SETPIPE_SZ, LARGE)
+                claim = next(_claims)
+                _large.add(claim)
+        except OSError:
+            if size > 0:
+                close_between(reader)
+                close_between(writer)
+                raise
+    return reader, writer, claim
+
+
+def forget_between(claim: int) -> None:
+    _large.discard(claim)
 
 
 def duplicate_between(fd: int) -> int:
