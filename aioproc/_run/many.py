@@ -69,7 +69,7 @@ class Runs(Generic[T]):
         self._limiter = Limiter(concurrency) if limiter is None else limiter
         self._concurrency = concurrency or self._limiter.concurrency
         options.setdefault("check", False)
-        common = Settings(function, "a command", (), **options)
+        common = self._common = Settings(function, "a command", (), **options)
         if common.source is not None and not isinstance(common.source, (list, tuple)):
             raise ValueError(
                 "input for many commands must be bytes, str or a list of chunks: "
@@ -285,6 +285,8 @@ class Runs(Generic[T]):
         return result, settings.check
 
     def _settings(self, program: Any, args: tuple[Any, ...], own: dict[str, Any]) -> Settings:
+        if not own and (settings := self._common.again(program, args)) is not None:
+            return settings
         settings = Settings(self._function, program, args, **{**self._options, **own})
         if not (self._is_alone or settings.limiter in (None, self._limiter)):
             raise TypeError("a command's limiter and another one cannot both be waited for")

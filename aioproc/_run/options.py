@@ -308,6 +308,29 @@ class Settings:
             return self._spec
         return self._build(open_paths(self._streams, opened))
 
+    def again(self, program: Any, args: tuple[Any, ...]) -> Settings | None:
+        """The same for another command, at a fraction of the cost; None where it has to be
+        judged anew."""
+        options = self._options
+        if self._has_paths or self._shell or options.get("executable") is not None:
+            return None
+        more: dict[str, Any] = {}
+        command = (judged_program(program, options["cwd"], more), *args)
+        if more:
+            return None  # it is where we are, and not where it is to run
+        try:
+            spec = self._spec.again(command)
+        except TypeError as error:
+            explain_arguments(error, (program, *args), self._function)
+            raise
+        if spec is None:
+            return None
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.__dict__.pop("_encoder", None)  # it has a state
+        other.user_args, other._command, other._spec = (program, *args), command, spec
+        return other
+
     def connect(self, streams: Iterable[Any]) -> None:
         """Has other streams in their place, descriptors; DEFAULT: as it is."""
         pairs = zip(streams, self._streams, strict=True)
