@@ -830,20 +830,23 @@ async def test_several_take_the_results(aioproc: Any) -> None:
         async for result in runs:
             seen.append(result.index)
 
-    async with aioproc.run_many([TRUE] * 12, concurrency=3) as runs:
+    runs = aioproc.run_many([TRUE] * 12, concurrency=3)
+    offer = runs._offer
+    early: list[asyncio.Task[Any]] = []
+
+    def late(result: Any) -> bool:
+        given: bool = offer(result)
+        if given and not early[0].done():
+            early[0].cancel()
+        return given
+
+    runs._offer = late
+    async with runs:
         # One that has been given a result and is cancelled before it has heard of it.
-        early = asyncio.ensure_future(runs.__anext__())
-        await some_rounds()
-        offer = runs._offer
-
-        def late(result: Any) -> bool:
-            given: bool = offer(result)
-            early.cancel()
-            return given
-
-        runs._offer = late
+        early.append(asyncio.ensure_future(runs.__anext__()))
+        with pytest.raises(asyncio.CancelledError):
+            await early[0]
         await asyncio.gather(*(consume(runs) for _ in range(3)))
-        assert early.cancelled()
     assert sorted(seen) == list(range(12))
 
 
