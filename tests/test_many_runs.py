@@ -556,7 +556,7 @@ async def test_a_cancellation_by_the_iterable_is_raised(aioproc: Any) -> None:
         yield TRUE
         raise asyncio.CancelledError("mine")
 
-    with pytest.raises(asyncio.CancelledError, match="mine"):
+    with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(aioproc.run_all(commands(), concurrency=1), FUSE)
 
 
