@@ -585,6 +585,27 @@ async def test_halt_soon(aioproc: Any, gates: Gates) -> None:
     assert (source.taken, source.is_closed) == (2, True)
 
 
+@everywhere
+async def test_halting_waits_for_no_more_commands(aioproc: Any) -> None:
+    closed = asyncio.Event()
+
+    async def commands() -> AsyncIterator[Any]:
+        try:
+            yield TRUE
+            yield ends(1)
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    for halt in ("soon", "now"):
+        results = await asyncio.wait_for(
+            aioproc.run_all(commands(), concurrency=3, halt=halt), FUSE
+        )
+        assert results[-1].index == 1
+        assert closed.is_set()
+        closed.clear()
+
+
 @has_proc
 @everywhere
 async def test_halt_now(aioproc: Any, families: Families, gates: Gates) -> None:
