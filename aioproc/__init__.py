@@ -11,7 +11,8 @@
     asyncio.run(main())
 
 :func:`run_many` and :func:`run_all` run many, some at a time, :func:`pipeline` some with pipes
-between them. :func:`open_process` starts a process to talk to, and ends it with all that it has started.
+between them. :func:`open_process` starts a process to talk to, and ends it with all that it has
+started.
 And there is the API of :mod:`asyncio.subprocess`, without its faults:
 :func:`create_subprocess_exec` and so on.
 
