@@ -191,6 +191,20 @@ async def test_a_commands_own_options_come_first(aioproc: Any) -> None:
     assert [result.ok for result in results] == [False, True]
 
 
+@posix_only("a script as a program")
+async def test_a_program_is_where_the_caller_sees_it(
+    aioproc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    program = tmp_path / "here" / "program"
+    program.write_text("#!/bin/sh\npwd -P\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    commands = [("here/program",), (Path("here/program"),), (str(program),), ("pwd", "-P")]
+    results = await aioproc.run_all(commands, cwd="/", text=True, env_update={"PWD": None})
+    assert [result.text for result in results] == ["/"] * 4
+
+
 @everywhere
 async def test_what_happens_to_a_command_is_its_result(aioproc: Any) -> None:
     def raises(stream: str, line: bytes) -> None:
