@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
         r"(Callback|Container|Input|Path|Step|Stream|StrOrBytesPath|BytesLike|Reason|Forced|Halt)",
     ),
     ("py:class", r"(BytesCallback|TextCallback|TracebackType|WritePipeTransport)"),
-    ("py:obj", r"aioproc\._run\.result\.T"),
+    ("py:obj", r"aioproc\._run\.\w+\.T"),
     ("py:class", r"(signal\.Signals|eof|soon|now|never|optional)"),
 ]
 
