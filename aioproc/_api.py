@@ -166,7 +166,7 @@ async def open_transport(
         transport = SubprocessTransport(loop, protocol, child, spec)
         if debug:
             logger.debug("process %r created: pid %s", program, child.pid)
-        transport.start()
+        transport._start()
         if debug:
             logger.info("%s: %r", what, transport)
         return transport

@@ -24,10 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_FOR_USERS = {
     "StreamReader": {
         *("exception", "feed_data", "feed_eof", "set_exception", "set_transport"),
-        *("start_collecting", "stop_collecting"),
     },
     "StreamWriter": {"start_tls"},
-    "SubprocessTransport": {"start", "resize", "leads_group"},
+    "SubprocessTransport": {"resize"},
     "Limiter": {"room", "is_short", "has_others"},
 }
 

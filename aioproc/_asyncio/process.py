@@ -280,7 +280,7 @@ class Process(asyncio.subprocess.Process):
         self._communicating = True
         try:
             for fd in (1, 2):
-                protocol.start_collecting(fd)
+                protocol._start_collecting(fd)
             if self._loop.get_debug():
                 logger.debug("%r communicate: read %r", self, protocol)
             self._feed(input)
@@ -288,7 +288,7 @@ class Process(asyncio.subprocess.Process):
             # asyncio's type is a lie that users' type checkers count on: None for no pipe.
             return protocol.take_all()  # type: ignore[return-value]
         except BaseException:
-            protocol.stop_collecting()
+            protocol._stop_collecting()
             raise
         finally:
             self._communicating = False

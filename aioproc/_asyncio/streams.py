@@ -461,7 +461,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
 
     # -- for Process.communicate
 
-    def start_collecting(self) -> None:
+    def _start_collecting(self) -> None:
         """Everything to come is kept for _take_all(), out of the reach of others.
 
         MemoryError, OSError: it cannot be done, and nothing has changed.
@@ -485,10 +485,10 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                     self._transport.collect(sink)
                 self._resume()
         except BaseException:
-            self.stop_collecting()
+            self._stop_collecting()
             raise
 
-    def stop_collecting(self) -> None:
+    def _stop_collecting(self) -> None:
         """What was collected is where it can be read."""
         sink, self._sink = self._sink, None
         assert sink is not None

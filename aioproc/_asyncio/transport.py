@@ -108,7 +108,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         # They are ours now. The backend may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = None
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""
         child = self._child
         assert child is not None
