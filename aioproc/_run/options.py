@@ -13,6 +13,7 @@ from typing import Any
 from .._backends import system
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from .._spec.limits import WHERE_HONEST
 from .._spec.spec import SpawnSpec
 from .listen import Callback
 
@@ -171,6 +172,8 @@ class Settings:
         options["cwd"] = cwd
         options["env"] = env
         options["tree"] = tree = bool(tree)
+        if options.get("die_with_parent") is None:
+            options["die_with_parent"] = WHERE_HONEST
         self.has_tree = tree
         self._command = command
         self._streams = streams

@@ -14,7 +14,9 @@ import traceback
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
+from ..base import spawn_error
 from ..stdio import close_all
+from .limited import LimitFailed, Prctl, limited
 
 try:
     import fcntl
@@ -114,13 +116,15 @@ class _Reported:
             error.__cause__ = cause
 
 
-def popen(spec: SpawnSpec, fds: list[int]) -> int:
+def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
     """Starts the child on the calling thread, waits for the exec, returns its pid.
 
-    The pid is the caller's to wait for.
+    The pid is the caller's to wait for. What cannot be done has been refused (limited.py).
     """
     options: dict[str, Any] = {}
-    preexec_fn = spec.preexec_fn
+    preexec_fn: Any = limited(spec, prctl)
+    if spec.limits is None:
+        options.update(user=spec.user, group=spec.group, extra_groups=spec.extra_groups)
     if spec.process_group is not None:
         if sys.version_info >= (3, 11):
             options["process_group"] = spec.process_group
@@ -148,9 +152,6 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
             restore_signals=spec.restore_signals,
             start_new_session=spec.start_new_session,
             pass_fds=spec.pass_fds,
-            user=spec.user,
-            group=spec.group,
-            extra_groups=spec.extra_groups,
             umask=-1 if spec.umask is None else spec.umask,
             **options,
         )
@@ -159,6 +160,10 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
         if reported is not None and isinstance(error, subprocess.SubprocessError):
             reported.explain(error)
         close_all(ends, os.close)
+        failed = error.__cause__
+        if isinstance(failed, LimitFailed):
+            step, number = failed.args
+            raise spawn_error(spec, number, step) from None
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
             see_off(process.pid)
