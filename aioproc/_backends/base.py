@@ -323,8 +323,7 @@ def spawn_error(spec: SpawnSpec, number: int, step: int) -> OSError:
         return OSError(number, f"{limits.option(step) if limits else 'die_with_parent'}: {text}")
     if step == STEP_EXEC and limits is not None:
         suspects = limits.suspects(_SUSPECTS.get(number, ()))
-        if suspects:
-            text += f" ({' or '.join(suspects)} may be too low)"
+        text += f" ({' or '.join(suspects)} may be too low)" if suspects else ""
     if step == STEP_CHDIR:
         filename = spec.cwd
     elif step == STEP_EXEC:

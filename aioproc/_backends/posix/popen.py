@@ -14,7 +14,7 @@ import traceback
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
-from ..base import spawn_error
+from ..base import STEP_EXEC, spawn_error
 from ..stdio import close_all
 from .limited import LimitFailed, Prctl, limited
 
@@ -164,6 +164,9 @@ def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
         if isinstance(failed, LimitFailed):
             step, number = failed.args
             raise spawn_error(spec, number, step) from None
+        told = spec.limits is not None and isinstance(error, OSError) and error.errno
+        if told and error.filename == spec.executable:
+            raise spawn_error(spec, error.errno, STEP_EXEC) from None
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
             see_off(process.pid)
