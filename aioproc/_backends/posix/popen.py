@@ -116,6 +116,16 @@ class _Reported:
             error.__cause__ = cause
 
 
+def _by_name(spec: SpawnSpec, error: BaseException) -> OSError | None:
+    """The exception that names the limit, or those that may be the reason."""
+    if isinstance(error.__cause__, LimitFailed):
+        step, number = error.__cause__.args
+        return spawn_error(spec, number, step)
+    if isinstance(error, OSError) and error.errno and error.filename == spec.executable:
+        return spawn_error(spec, error.errno, STEP_EXEC)
+    return None
+
+
 def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
     """Starts the child on the calling thread, waits for the exec, returns its pid.
 
@@ -123,6 +133,7 @@ def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
     """
     options: dict[str, Any] = {}
     preexec_fn: Any = limited(spec, prctl)
+    limited_too = preexec_fn is not spec.preexec_fn
     if spec.limits is None:
         options.update(user=spec.user, group=spec.group, extra_groups=spec.extra_groups)
     if spec.process_group is not None:
@@ -160,16 +171,12 @@ def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
         if reported is not None and isinstance(error, subprocess.SubprocessError):
             reported.explain(error)
         close_all(ends, os.close)
-        failed = error.__cause__
-        if isinstance(failed, LimitFailed):
-            step, number = failed.args
-            raise spawn_error(spec, number, step) from None
-        told = spec.limits is not None and isinstance(error, OSError) and error.errno
-        if told and error.filename == spec.executable:
-            raise spawn_error(spec, error.errno, STEP_EXEC) from None
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
             see_off(process.pid)
+        other = _by_name(spec, error) if limited_too else None
+        if other is not None:
+            raise other from None
         raise
     # With a returncode Popen's destructor neither warns nor waits: from here on the
     # exit is watched and the child reaped by us.
