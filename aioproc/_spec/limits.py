@@ -42,11 +42,11 @@ MOST_CPUS = 8192
 JOB_MEMORY, JOB_PROCESSES, JOB_CPU_RATE = "job_memory", "job_processes", "job_cpu_rate"
 
 #: Windows: priority classes by name (SetPriorityClass), and the lowest nice value that means
-#: each, as libuv has it (uv_os_setpriority).
+#: each; what stands above the system itself has to be asked for by its name.
 _CLASSES = {
-    "realtime": (0x100, -20),
-    "high": (0x80, -19),
-    "above_normal": (0x8000, -13),
+    "realtime": (0x100, None),
+    "high": (0x80, -20),
+    "above_normal": (0x8000, -7),
     "normal": (0x20, 0),
     "below_normal": (0x4000, 1),
     "idle": (0x40, 11),
@@ -210,7 +210,9 @@ def _judge_class(spec: SpawnSpec, nice: Any) -> None:
         spec.creationflags |= _CLASSES[nice][0]
         return
     nice = _integer("nice", nice, -20, 19)
-    spec.creationflags |= [flag for flag, least in _CLASSES.values() if least <= nice][-1]
+    spec.creationflags |= [
+        flag for flag, least in _CLASSES.values() if least is not None and least <= nice
+    ][-1]
 
 
 def _job_limit(key: Any, value: Any) -> int:

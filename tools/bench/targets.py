@@ -96,6 +96,9 @@ _TO_LIMIT = [
     for work in ("spawn", "echo", "cat", "run-true", "run-echo", "run-cat")
 ]
 
+#: What a child may use and do is set on the quick path.
+_LIMITED = [Target(work, "time", 1.1, "native", "limited") for work in ("spawn-1", "spawn-32")]
+
 #: Nowhere slower by more than 10 %.
 _EVERYWHERE = (
     "spawn-1",
@@ -125,7 +128,16 @@ _NOT_SLOWER = [
     for peer, base in (("native+uvloop", "native"), ("pure", BASE))
 ]
 
-TARGETS = [*_TO_ASYNCIO, *_MEMORY, *_ABSOLUTE, *_TO_UVLOOP, *_RUN, *_TO_LIMIT, *_NOT_SLOWER]
+TARGETS = [
+    *_TO_ASYNCIO,
+    *_MEMORY,
+    *_ABSOLUTE,
+    *_TO_UVLOOP,
+    *_RUN,
+    *_TO_LIMIT,
+    *_LIMITED,
+    *_NOT_SLOWER,
+]
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:

@@ -21,24 +21,32 @@ _INFINITY = 2**64 - 1
 
 def c_limits(limits: Limits) -> tuple[Any, Any]:
     """An ap_limits, and what has to live as long."""
-    made = ffi.new("ap_limits *")
-    cpus = ffi.new("int32_t[]", sorted(limits.cpus))
+    given = 0
     if limits.nice is not None:
-        made.set |= lib.AP_SET_NICE
-        made.nice = limits.nice
+        given |= lib.AP_SET_NICE
     if limits.cpus:
-        made.set |= lib.AP_SET_CPUS
-        made.cpu_count, made.cpus = len(cpus), cpus
+        given |= lib.AP_SET_CPUS
     if limits.oom_score_adj is not None:
-        made.set |= lib.AP_SET_OOM
-        made.oom_score_adj = limits.oom_score_adj
+        given |= lib.AP_SET_OOM
     if limits.no_new_privs:
-        made.set |= lib.AP_NO_NEW_PRIVS
-    made.rlimit_count = len(limits.rlimits)
-    for i, (_, number, soft, hard) in enumerate(limits.rlimits):
-        made.resources[i] = number
-        made.soft[i] = _INFINITY if soft == -1 else soft
-        made.hard[i] = _INFINITY if hard == -1 else hard
+        given |= lib.AP_NO_NEW_PRIVS
+    cpus = ffi.new("int32_t[]", sorted(limits.cpus)) if limits.cpus else ffi.NULL
+    rlimits = limits.rlimits
+    made = ffi.new(
+        "ap_limits *",
+        # The struct's fields in their order: one call, not one for each.
+        (
+            given,
+            limits.nice or 0,
+            limits.oom_score_adj or 0,
+            len(limits.cpus),
+            cpus,
+            len(rlimits),
+            [number for _, number, _, _ in rlimits],
+            [soft & _INFINITY for _, _, soft, _ in rlimits],
+            [hard & _INFINITY for _, _, _, hard in rlimits],
+        ),
+    )
     return made, cpus
 
 
