@@ -284,6 +284,85 @@ asyncio.run(main())
     assert ends(pid)
 
 
+@pytest.mark.skipif(not seccomp.SUPPORTED, reason="no seccomp filters here")
+@pytest.mark.parametrize("more", ["", "preexec_fn=lambda: None"])
+def test_where_it_is_refused(start: Start, clone: str, more: str) -> None:
+    """By default children are made all the same; who asks for it hears of it."""
+    parent = start(
+        clone,
+        f"""
+import seccomp
+seccomp.deny({{"prctl": errno.EPERM}})
+async def main():
+    await aioproc.run("echo", "fine", stdout=None, {more})
+    try:
+        await child(die_with_parent=True, {more})
+    except PermissionError as error:
+        print(error, flush=True)
+    try:
+        await child(no_new_privs=True, {more})
+    except PermissionError as error:
+        print(error, flush=True)
+asyncio.run(main())
+""",
+    )
+    assert parent.line() == "fine"
+    assert parent.line() == "[Errno 1] die_with_parent: Operation not permitted"
+    assert parent.line() == "[Errno 1] no_new_privs: Operation not permitted"
+
+
+@needs_root
+def test_in_another_pid_namespace(start: Start, strategy: str) -> None:
+    """There the child's parent has no number."""
+    pytest.importorskip("ctypes")
+    parent = start(
+        strategy,
+        """
+import ctypes
+# The first child there is its process 1, and this has made some to try what works.
+asyncio.run(aioproc.run("true"))
+if ctypes.CDLL(None).unshare(0x20000000) < 0:  # CLONE_NEWPID
+    print("skip", flush=True)
+    sys.exit()
+async def main():
+    process = await aioproc.create_subprocess_exec(*CHILD, die_with_parent=True,
+        stdout=aioproc.DEVNULL)
+    print(process.pid, flush=True)
+    go_on()
+    os._exit(0)
+asyncio.run(main())
+""",
+    )
+    line = parent.line()
+    if line == "skip":
+        pytest.skip("no namespaces here")
+    parent.pids.append(int(line))
+    assert is_alive(int(line))
+    parent.ends()
+    assert ends(int(line))
+
+
+def test_a_parent_that_has_ended_before(start: Start, strategy: str) -> None:
+    """Whoever has the child by then is none."""
+    parent = start(
+        strategy,
+        """
+from aioproc import _native
+pid = os.fork()
+if pid == 0:
+    _native.lib.ap_die_with(os.getpid())  # which is no parent's
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+pid = os.fork()
+if pid == 0:
+    os._exit(_native.lib.ap_die_with(os.getppid()))
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+""",
+    )
+    assert parent.line() == "127"
+    assert parent.line() == "0"
+
+
 # -- threads
 
 

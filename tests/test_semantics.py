@@ -37,6 +37,9 @@ from programs import (
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Where the rules' tests are that are named without a file.
+PLACES = ("semantics", "run", "run_endings", "limits", "windows_limits")
+
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: Leaves a grandchild with its streams, whose pid it says, and says more.
 LEAVES_ONE = sh(
@@ -56,7 +59,7 @@ def script(code: str, *args: str) -> list[str]:
 
 def test_every_rule_has_its_test() -> None:
     text = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
-    files = (ROOT / "tests" / f"test_{name}.py" for name in ("semantics", "run", "run_endings"))
+    files = (ROOT / "tests" / f"test_{name}.py" for name in PLACES)
     own = "".join(file.read_text(encoding="utf-8") for file in files)
     named = re.findall(r"`(test_\w+)`", text)
     assert named

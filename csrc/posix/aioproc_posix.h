@@ -54,7 +54,8 @@ enum {
   AP_COLLECT = 512, /* what it writes is read at its end, see ap_completion.collected */
   /* Linux: SIGKILL for the child when this process ends. With AP_PORTABLE: -ENOTSUP. */
   AP_DIE_WITH_PARENT = 1 << 16,
-  /* The same where it costs nothing: AP_CLONE and AP_COPY, in the main thread. */
+  /* The same where it can be had, and costs nothing: AP_CLONE and AP_COPY, in the main
+   * thread. */
   AP_DIE_IF_MAIN = 1 << 17
 };
 

@@ -276,9 +276,9 @@ CHILD_CODE static long ap_child_limit(plan_limits *limits, int *step) {
 }
 
 /* After the change of ids, which would take it back. */
-CHILD_CODE static long ap_child_die_with(pid_t parent) {
+CHILD_CODE static long ap_child_die_with(pid_t parent, int flags) {
   long result = CALL4(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
-  if (result < 0) return result;
+  if (result < 0) return flags & AP_DIE_IF_MAIN ? 0 : result;
   /* Too late, if the parent has ended before: whoever has us now is no parent, be it process
    * 1 or a subreaper. 0: it is in another namespace (unshare(CLONE_NEWPID)). */
   long now = CALL1(SYS_getppid, 0);
@@ -339,7 +339,7 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
   }
   if (plan->parent) {
     *step = AP_STEP_DIE;
-    result = ap_child_die_with(plan->parent);
+    result = ap_child_die_with(plan->parent, plan->flags);
     if (result < 0) return result;
   }
   return 0;

@@ -1,14 +1,13 @@
 /* What the files of csrc/posix share among themselves, from the bottom up. A file calls
  * those above it in this list, none below it:
  *
- *   tokens.c, usage.c, plan.c, stdio.c
+ *   tokens.c, usage.c, limits.c, plan.c, stdio.c
  *   port_epoll.c or port_kqueue.c    the poller: what a port waits for
  *   looks.c                          children to be looked at without an event
  *   output.c                         what a child has written by its end
  *   pidfd.c or pid.c                 one child, as the kernel knows it
  *   children.c                       all children, from their exec to their end
- *   limits.c                         what a child may use, as its plan has it
- *   child_code.c, spawn_thread.c, spawn_clone.c      making a child: on Linux
+ *   child_code.c, spawn_thread.c, spawn_clone.c   making a child: on Linux
  *   spawn_posix.c                    making a child: everywhere
  *   port.c                           ports and what they tell
  *   spawn.c                          children of our own, on a port

@@ -144,7 +144,9 @@ class Limited:
             if limits is not None and limits.no_new_privs:
                 self._last.append((STEP_NO_NEW_PRIVS, _checked, (prctl.no_new_privs,)))
             if dies:
-                self._last.append((STEP_DIE, _checked, (prctl.die_with, os.getpid())))
+                # By default, where it can be had.
+                function = _checked if spec.die_with_parent else _tried
+                self._last.append((STEP_DIE, function, (prctl.die_with, os.getpid())))
 
     def __call__(self) -> None:
         """In the child."""
@@ -171,6 +173,10 @@ def _checked(function: Callable[..., int], *args: int) -> None:
     result = function(*args)
     if result < 0:
         raise OSError(-result, "")
+
+
+def _tried(function: Callable[..., int], *args: int) -> None:
+    function(*args)
 
 
 def limited(spec: SpawnSpec, prctl: Prctl | None) -> Callable[[], Any] | None:
