@@ -222,6 +222,24 @@ def test_run_does_so_by_default(start: Start, clone: str, more: str) -> None:
     assert ends(pid)
 
 
+def test_open_process_does_so_by_default(start: Start, clone: str) -> None:
+    parent = start(
+        clone,
+        """
+async def main():
+    await aioproc.open_process(*CHILD, stdout=None)
+    await aioproc.open_process(*CHILD, stdout=None, die_with_parent=False)
+    go_on()
+    os._exit(0)
+asyncio.run(main())
+""",
+    )
+    pids = {parent.pid(), parent.pid()}
+    parent.ends()
+    assert settle(lambda: len([pid for pid in pids if is_alive(pid)]) == 1, FUSE)
+    assert any(map(is_going_to_live, pids))
+
+
 def test_run_need_not(start: Start, clone: str) -> None:
     run = "aioproc.run(*CHILD, stdout=None, die_with_parent=False)"
     parent = start(clone, RUNS.format(run=run))

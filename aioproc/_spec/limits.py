@@ -128,6 +128,12 @@ def judge(
     spec.limits = limits
 
 
+def die_where_honest(options: dict[str, Any]) -> None:
+    """Makes that the default among keywords of SpawnSpec.build()."""
+    if options.get("die_with_parent") is None:
+        options["die_with_parent"] = WHERE_HONEST
+
+
 def judge_parent(spec: SpawnSpec, die_with_parent: Any) -> None:
     if die_with_parent is WHERE_HONEST:
         spec.die_if_honest = True
