@@ -51,14 +51,14 @@ def is_main_thread() -> bool:
 
 def refuse(spec: SpawnSpec, prctl: Prctl | None) -> None:
     """Raises for what cannot be had by a preexec_fn here; before anything is opened."""
-    no_new_privs = spec.limits is not None and spec.limits.no_new_privs
+    limits = spec.limits
+    if limits is not None and limits.cpus and not hasattr(os, "sched_setaffinity"):
+        raise ValueError("cpu_affinity needs a Python with os.sched_setaffinity()")
     if prctl is None:
-        for name, wanted in (
-            ("no_new_privs", no_new_privs),
-            ("die_with_parent", spec.die_with_parent),
-        ):
-            if wanted:
-                raise ValueError(f"{name} needs the native backend")
+        if limits is not None and limits.no_new_privs:
+            raise ValueError("no_new_privs needs the native backend")
+        if spec.die_with_parent:
+            raise ValueError("die_with_parent needs the native backend")
     elif spec.die_with_parent and not is_main_thread():
         # It would end with the thread that makes it, which need not be ours to keep.
         what = "preexec_fn" if spec.preexec_fn is not None else "the portable strategy"

@@ -80,7 +80,11 @@ def _state(thread: int) -> dict[str, str]:
         except OSError:
             pass  # not known to this kernel, or not to be seen here
     state["working directory"] = os.readlink(f"{folder}/cwd")
-    state["scheduling policy"] = str(os.sched_getscheduler(thread))
+    if hasattr(os, "sched_getscheduler"):  # not on PyPy
+        state["scheduling policy"] = str(os.sched_getscheduler(thread))
+    if state.get("Seccomp") == "2" and "Seccomp_filters" not in state:
+        # Before Linux 5.9 nobody says whether they are the same.
+        state["Seccomp_filters"] = f"of thread {thread}"
     return state
 
 
