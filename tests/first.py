@@ -55,7 +55,7 @@ int main(int argc, char **argv) {
 }
 """
 
-#: With CPU time to burn until its stdin ends; then it says so, and goes on burning.
+#: Waits for the end of its stdin; then it burns so many seconds of CPU time, or does not end.
 BURN = r"""
 #include <stdlib.h>
 #include <unistd.h>

@@ -38,10 +38,13 @@ async def child(**options):
     return await aioproc.create_subprocess_exec(*CHILD, **options)
 
 def in_thread(main):
-    '''In a loop of another thread, which has ended then.'''
+    '''In a loop of another thread, which has ended then, for the kernel as well.'''
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
+    number = thread.native_id
     thread.join()
+    while os.path.exists(f"/proc/self/task/{number}"):
+        time.sleep(0.001)
 
 async def first():
     '''Has our thread started.'''
@@ -392,11 +395,16 @@ def test_a_thread_that_ends_leaves_it_alive(start: Start, clone: str, more: str)
         f"""
 for _ in range(2):
     in_thread(lambda: child(die_with_parent=True, {more}))
+print("they have ended", flush=True)
 go_on()
 os._exit(0)
 """,
     )
-    pids = [parent.pid(), parent.pid()]
+    # In any order; a child says that it lives when the thread may have ended already.
+    lines = [parent.line() for _ in range(3)]
+    lines.remove("they have ended")
+    pids = list(map(int, lines))
+    parent.pids += pids
     assert all(map(is_going_to_live, pids))
     parent.ends()
     assert all(map(ends, pids))

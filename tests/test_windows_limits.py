@@ -154,7 +154,7 @@ async def test_a_process_too_many() -> None:
     code = f"import subprocess; subprocess.run({TRUE!r})"
     with pytest.raises(aioproc.CalledProcessError, match="OSError"):
         await aioproc.run(*python(code), rlimits={"job_processes": 1})
-    await aioproc.run(*python(code), rlimits={"job_processes": 3})
+    await aioproc.run(*python(code), rlimits={"job_processes": 8})
 
 
 @pytest.mark.asyncio
