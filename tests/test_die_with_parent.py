@@ -23,7 +23,7 @@ if not HAS_PROC or not sys.platform.startswith("linux"):
 
 import seccomp
 from aside import PREAMBLE, Aside
-from conftest import FUSE, is_alive, settle, subjects
+from conftest import FUSE, settle, subjects
 from first import built, parsed
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root's rights")
@@ -69,18 +69,22 @@ class Parent:
             stdout=subprocess.PIPE,
             bufsize=0,
         )
-        self.pids: list[int] = []
+        self.children: list[Who] = []
 
     def line(self) -> str:
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], FUSE)[0], "it says nothing"
-        return self.process.stdout.readline().decode().rstrip()
+        line = self.process.stdout.readline().decode().rstrip()
+        assert line, f"it has ended, with {self.process.wait(FUSE)}"
+        return line
 
-    def pid(self) -> int:
-        """The next one's."""
-        pid = int(self.line())
-        self.pids.append(pid)
-        return pid
+    def knows(self, pid: int) -> Who:
+        self.children.append(Who(pid))
+        return self.children[-1]
+
+    def child(self) -> Who:
+        """The next one that says its number."""
+        return self.knows(int(self.line()))
 
     def go_on(self) -> None:
         assert self.process.stdin is not None
@@ -97,21 +101,41 @@ class Parent:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
-        for pid in filter(is_alive, self.pids):
-            os.kill(pid, signal.SIGKILL)
-            assert ends(pid)
+        for child in self.children:
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGKILL)
+                assert child.ends()
 
 
-def ends(pid: int) -> bool:
-    return settle(lambda: not is_alive(pid), FUSE)
+class Who:
+    """A process, known by its number and its start: where many run at once, a number is soon
+    another's."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._start = self._start_now()
+
+    def _start_now(self) -> str | None:
+        """None: it has ended, be it that nobody has waited for it."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+
+    def is_alive(self) -> bool:
+        return self._start is not None and self._start_now() == self._start
+
+    def ends(self) -> bool:
+        return settle(lambda: not self.is_alive(), FUSE)
+
+    def is_going_to_live(self) -> bool:
+        """When its parent has been waited for, the kernel has signalled its children."""
+        return self.is_alive() and not killed(self.pid)
 
 
-def is_going_to_live(pid: int) -> bool:
-    """When its parent has been waited for, the kernel has signalled its children."""
-    return is_alive(pid) and not pending(pid)
-
-
-def pending(pid: int) -> bool:
+def killed(pid: int) -> bool:
+    """Whether the signal waits for it."""
     status = Path(f"/proc/{pid}/status").read_text()
     sets = [
         line.split()[1] for line in status.splitlines() if line.startswith(("ShdPnd", "SigPnd"))
@@ -177,10 +201,10 @@ async def main():
 asyncio.run(main())
 """,
     )
-    pid = parent.pid()
-    assert is_alive(pid)
+    process = parent.child()
+    assert process.is_alive()
     parent.ends()
-    assert ends(pid)
+    assert process.ends()
 
 
 def test_who_is_asked_for_nothing_lives_on(start: Start, strategy: str) -> None:
@@ -194,9 +218,9 @@ async def main():
 asyncio.run(main())
 """,
     )
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert is_going_to_live(pid)
+    assert process.is_going_to_live()
 
 
 RUNS = """
@@ -220,9 +244,9 @@ asyncio.run(main())
 )
 def test_run_does_so_by_default(start: Start, clone: str, more: str) -> None:
     parent = start(clone, RUNS.format(run=f"aioproc.run(*CHILD, {more})"))
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert ends(pid)
+    assert process.ends()
 
 
 def test_open_process_does_so_by_default(start: Start, clone: str) -> None:
@@ -237,26 +261,26 @@ async def main():
 asyncio.run(main())
 """,
     )
-    pids = {parent.pid(), parent.pid()}
+    both = {parent.child(), parent.child()}
     parent.ends()
-    assert settle(lambda: len([pid for pid in pids if is_alive(pid)]) == 1, FUSE)
-    assert any(map(is_going_to_live, pids))
+    assert settle(lambda: sum(one.is_alive() for one in both) == 1, FUSE)
+    assert any(one.is_going_to_live() for one in both)
 
 
 def test_run_need_not(start: Start, clone: str) -> None:
     run = "aioproc.run(*CHILD, stdout=None, die_with_parent=False)"
     parent = start(clone, RUNS.format(run=run))
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert is_going_to_live(pid)
+    assert process.is_going_to_live()
 
 
 def test_the_default_costs_no_fork(start: Start) -> None:
     """posix_spawn() cannot say it: there it has to be asked for."""
     parent = start("portable", RUNS.format(run="aioproc.run(*CHILD, stdout=None)"))
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert is_going_to_live(pid)
+    assert process.is_going_to_live()
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["main", "another"])
@@ -278,15 +302,15 @@ async def main():
 asyncio.run(main())
 """,
     )
-    pid = parent.pid()
+    process = parent.child()
     parent.go_on()
     assert parent.line() == "in"
     if thread:
-        assert ends(pid)
+        assert process.ends()
     else:
-        assert is_going_to_live(pid)
+        assert process.is_going_to_live()
         parent.ends()
-        assert ends(pid)
+        assert process.ends()
 
 
 def test_with_a_preexec_fn(start: Start, strategy: str) -> None:
@@ -300,9 +324,9 @@ async def main():
 asyncio.run(main())
 """,
     )
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert ends(pid)
+    assert process.ends()
 
 
 @pytest.mark.skipif(not seccomp.SUPPORTED, reason="no seccomp filters here")
@@ -357,10 +381,10 @@ asyncio.run(main())
     line = parent.line()
     if line == "skip":
         pytest.skip("no namespaces here")
-    parent.pids.append(int(line))
-    assert is_alive(int(line))
+    process = parent.knows(int(line))
+    assert process.is_alive()
     parent.ends()
-    assert ends(int(line))
+    assert process.ends()
 
 
 def test_a_parent_that_has_ended_before(start: Start, strategy: str) -> None:
@@ -403,11 +427,10 @@ os._exit(0)
     # In any order; a child says that it lives when the thread may have ended already.
     lines = [parent.line() for _ in range(3)]
     lines.remove("they have ended")
-    pids = list(map(int, lines))
-    parent.pids += pids
-    assert all(map(is_going_to_live, pids))
+    both = [parent.knows(int(line)) for line in lines]
+    assert all(one.is_going_to_live() for one in both)
     parent.ends()
-    assert all(map(ends, pids))
+    assert all(one.ends() for one in both)
 
 
 def test_run_in_a_thread_has_it_off(start: Start, clone: str) -> None:
@@ -423,9 +446,9 @@ go_on()
 os._exit(0)
 """,
     )
-    pid = parent.pid()
+    process = parent.child()
     parent.ends()
-    assert is_going_to_live(pid)
+    assert process.is_going_to_live()
 
 
 def test_what_the_child_has_of_the_callers_thread(start: Start, clone: str) -> None:
@@ -549,30 +572,29 @@ def test_a_forked_parent(start: Start, clone: str) -> None:
         clone,
         """
 in_thread(lambda: child(die_with_parent=True))
-reader, writer = os.pipe()
+go_on()
 forked = os.fork()
 if forked == 0:
     in_thread(lambda: child(die_with_parent=True))
     asyncio.run(child(die_with_parent=True))
-    print(os.getpid(), flush=True)
-    time.sleep(1000)
-go_on()
-os.kill(forked, signal.SIGKILL)
+    go_on()
+    os._exit(0)
 os.waitpid(forked, 0)
 print("reaped", flush=True)
 go_on()
 os._exit(0)
 """,
     )
-    pid, in_thread, in_main = parent.pid(), parent.pid(), parent.pid()
-    parent.pid()
+    process = parent.child()
+    parent.go_on()
+    others = [parent.child(), parent.child()]
+    assert all(one.is_alive() for one in others)
     parent.go_on()
     assert parent.line() == "reaped"
-    assert ends(in_thread)
-    assert ends(in_main)
-    assert is_going_to_live(pid)
+    assert all(one.ends() for one in others)
+    assert process.is_going_to_live()
     parent.ends()
-    assert ends(pid)
+    assert process.ends()
 
 
 # -- programs with other rights
