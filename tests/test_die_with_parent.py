@@ -159,7 +159,7 @@ def start() -> Iterator[Start]:
         parent.close()
 
 
-@pytest.fixture(params=["clone", "copy", "portable"])
+@pytest.fixture(params=["clone", "portable"])
 def strategy(request: pytest.FixtureRequest) -> str:
     names = {"copy": "clone"}
     if names.get(request.param, request.param) not in subjects(request.config):
@@ -187,7 +187,14 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize(
+    ("strategy", "end"),
+    [
+        *(("clone", end) for end in ENDS),
+        *(("copy", "SIGKILL"), ("portable", "SIGKILL"), ("portable", "the end")),
+    ],
+    indirect=["strategy"],
+)
 def test_it_ends_with_us(start: Start, strategy: str, end: str) -> None:
     parent = start(
         strategy,
@@ -207,9 +214,9 @@ asyncio.run(main())
     assert process.ends()
 
 
-def test_who_is_asked_for_nothing_lives_on(start: Start, strategy: str) -> None:
+def test_who_is_asked_for_nothing_lives_on(start: Start, clone: str) -> None:
     parent = start(
-        strategy,
+        clone,
         """
 async def main():
     process = await child()
@@ -387,10 +394,10 @@ asyncio.run(main())
     assert process.ends()
 
 
-def test_a_parent_that_has_ended_before(start: Start, strategy: str) -> None:
+def test_a_parent_that_has_ended_before(start: Start, clone: str) -> None:
     """Whoever has the child by then is none."""
     parent = start(
-        strategy,
+        clone,
         """
 from aioproc import _native
 pid = os.fork()
