@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import subprocess
@@ -51,6 +52,7 @@ def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_run_time(node)
 
 
+@functools.cache
 def nodes(file: Path) -> list[ast.AST]:
     return list(at_run_time(ast.parse(file.read_text(encoding="utf-8"))))
 
@@ -161,7 +163,7 @@ LAYERS = {
     "_open": {"_api", "_asyncio", "_backends", "_messages", "_run", "_spec", "_text", "_trees"},
     "_install": {"_api", "_asyncio"},
     "_info": {".", "_backends"},
-    "_cli": {".", "_install", "_run", "_trees"},
+    "_cli": {".", "_install", "_trees"},
     "__main__": {"_cli"},
     "__init__": {"_api", "_asyncio", "_backends", "_info", "_install", "_job", "_open", "_run"},
 }
