@@ -237,6 +237,19 @@ class SpawnSpec:
         self._judge_limits(rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs)
         return self
 
+    def again(self, args: Sequence[Any]) -> SpawnSpec | None:
+        """The same for another program and its arguments; None where that has to be built anew,
+        since other things depend on it. Not of a shell's command, nor with `executable`."""
+        if WINDOWS:
+            return None
+        other = type(self)()
+        other.__dict__.update(self.__dict__)
+        other.user_args = args
+        posix.judge_command(other, list(args))
+        if self.mark:
+            other.mark = mark.new_mark()
+        return other
+
     def _judge_limits(self, *given: Any) -> None:
         if given != (None, None, None, None, False):
             _limits.judge(self, *given)
