@@ -404,6 +404,15 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
             self._begin_run()
         return line
 
+    def _put_back(self, data: bytes) -> None:
+        """It comes first again."""
+        self._buffer = data + self._buffer
+
+    def _unread(self) -> bytes:
+        """All that is here, which stays."""
+        self._end_run()
+        return self._all()
+
     # -- asyncio's bytearray, which code in the wild decodes and clears
 
     @property
