@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +279,32 @@ async def test_anyios_cancellation_while_another_task_ends_it(aioproc: Any) -> N
         process.kill()
         await first
         await second
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="objects end later")
+@pytest.mark.parametrize("options", [{}, {"text": True}])
+async def test_nothing_is_left_to_the_garbage_collector(
+    aioproc: Any, options: dict[str, Any]
+) -> None:
+    """Neither by an ending nor by a timeout: what was read may be much."""
+    never = "never" if options else b"never"
+
+    async def used() -> weakref.ref[Any]:
+        async with aioproc.open_process(*CAT, stderr=PIPE, **options) as process:
+            for waiting in (process.wait(0), process.read_until(never, timeout=0)):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await waiting
+        return weakref.ref(process._transport)
+
+    gc.collect()
+    gc.disable()
+    try:
+        transport = await used()
+        for _ in range(3):  # what the loop is about to do
+            await asyncio.sleep(0)
+        assert transport() is None
+    finally:
+        gc.enable()
 
 
 @posix_only("a pipe that somebody else has")

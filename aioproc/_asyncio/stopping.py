@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 from .._trees import Alone, ProcessTree
 from .._trees.ending import Ending, Shield
@@ -28,6 +29,16 @@ def read_rest(transport: SubprocessTransport) -> None:
                 pipe.read_now()
 
 
+def close_stdin(transport: SubprocessTransport) -> bool:
+    """Whether there is one."""
+    stdin = transport.get_pipe_transport(0)
+    if stdin is None:
+        return False
+    # Who has closed it just before wants the process to have that time, too.
+    stdin.close()
+    return True
+
+
 class Stopping:
     """It is done by one task, whoever cancels that meanwhile; others join it."""
 
@@ -49,7 +60,7 @@ class Stopping:
             self._steps,
             transport._exit_future(),
             lambda: transport._look() is not None,
-            self._close_stdin,
+            functools.partial(close_stdin, transport),
             cancelled,
         )
         self._done = transport._loop.create_future()
@@ -58,7 +69,7 @@ class Stopping:
         """Whether all of them have ended. Raises a cancellation that came meanwhile."""
         ending, transport = self._ending, self._transport
         if not any(action == "eof" for action, _ in self._steps):
-            self._close_stdin()
+            close_stdin(transport)
         try:
             with Shield():
                 await ending.run()
@@ -96,11 +107,3 @@ class Stopping:
                     cancelled = error
         if cancelled is not None and cancelled is not cause:
             raise cancelled
-
-    def _close_stdin(self) -> bool:
-        stdin = self._transport.get_pipe_transport(0)
-        if stdin is None:
-            return False
-        # Who has closed it just before wants the process to have that time, too.
-        stdin.close()
-        return True

@@ -236,6 +236,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                 self._waiter = None
             if deadline is not None:
                 deadline.stop()
+            del waiter  # which would hold its error, and that our frame
         self._begin()
 
     def _keep_up_to(self, size: int) -> None:
