@@ -355,6 +355,9 @@ async def test_read_until_with_a_limit(aioproc: Any) -> None:
         for pattern in (b"never", re.compile(b"never")):
             with pytest.raises(asyncio.LimitOverrunError):
                 await process.read_until(pattern, limit=5)
+        for limit, error in ((0, ValueError), (1.5, TypeError), ("1", TypeError)):
+            with pytest.raises(error, match="limit must be"):
+                await process.read_until(b"end", limit=limit)
         assert await process.read_until(re.compile(b"end"), limit=10) == b"0123456789end"
 
 

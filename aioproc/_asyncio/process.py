@@ -384,8 +384,11 @@ class Process(asyncio.subprocess.Process):
         reader: Any = self.stdout
         if reader is None:
             raise ValueError("read_until() needs stdout=PIPE")
-        if limit is not None and limit <= 0:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+        if limit is not None:
+            if isinstance(limit, bool) or not isinstance(limit, int):
+                raise TypeError(f"limit must be an int or None, not {limit!r:.100}")
+            if limit <= 0:
+                raise ValueError(f"limit must be at least 1, not {limit}")
         deadline = None
         if timeout is not None:
             seconds = judged_seconds("timeout", timeout)
@@ -445,12 +448,13 @@ class Process(asyncio.subprocess.Process):
         left behind is ended. Not in asyncio.
 
         A cancellation does not interrupt it, but is raised at its end; a second one leaves
-        out what is left of the grace.
+        out what is left of the grace. If another task is ending it already, this waits for
+        that, and its own `stop` has no effect.
 
         Args:
             stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
-                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin and gives a server 5
-                seconds to finish its work. Without an "eof" stdin is closed at once.
+                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin, if that has not been
+                done, and gives a server 5 seconds to finish its work. Without an "eof" stdin is closed at once.
                 Default: what open_process() was given; else 5 seconds.
 
         Returns:
