@@ -525,6 +525,22 @@ async def test_communicate_with_text(aioproc: Any) -> None:
         assert await process.communicate() == ("", None)
 
 
+async def test_communicate_with_what_is_no_text(aioproc: Any) -> None:
+    """What the error is not about is not lost."""
+    for bad, other in ("oe", "eo"):
+        async with opened(aioproc, errors="strict") as process:
+            stream = {"o": process.stdout, "e": process.stderr}
+            Actor(process).do(rf"{bad} a\nb", f"{other} fine")
+            assert await stream[bad].readline() == "a\n"
+            Actor(process).do(rf"{bad} \xff")
+            with pytest.raises(UnicodeDecodeError) as info:
+                await process.communicate()
+            assert info.value.object == b"\xff"
+            assert await stream[other].read() == "fine"
+            assert await stream[bad].read() == "b"
+            assert stream[bad].at_eof()
+
+
 @posix_only("signals of the system that ends reads")
 async def test_lines_in_a_debug_loop(aioproc: Any) -> None:
     """Nothing is said, no warning is given."""

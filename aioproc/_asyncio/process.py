@@ -454,8 +454,8 @@ class Process(asyncio.subprocess.Process):
         Args:
             stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
                 ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin, if that has not been
-                done, and gives a server 5 seconds to finish its work. Without an "eof" stdin is closed at once.
-                Default: what open_process() was given; else 5 seconds.
+                done, and gives a server 5 seconds to finish its work. Without an "eof" stdin
+                is closed at once. Default: what open_process() was given; else 5 seconds.
 
         Returns:
             The returncode. None if it could not be ended (another user's, or the kernel does
@@ -578,7 +578,8 @@ class TextProcess(Process):
         """As :meth:`Process.communicate`, of str.
 
         Raises:
-            UnicodeDecodeError: With errors="strict"; its ``object`` has the output.
+            UnicodeDecodeError: With errors="strict"; its ``object`` has the output. That of
+                the other stream, and what had been decoded before, can be read.
         """
         data = None
         if input is not None:
@@ -588,12 +589,22 @@ class TextProcess(Process):
                 raise error
             data = self._encode(input)
         outputs: Any = await super().communicate(data)
-        streams: tuple[Any, Any] = self.stdout, self.stderr
-        texts: Any = [
-            None if data is None else stream._last(data)
-            for stream, data in zip(streams, outputs, strict=True)
-        ]
-        return texts[0], texts[1]
+        out, err = outputs
+        stdout: Any = self.stdout
+        stderr: Any = self.stderr
+        # What the error is not about can be read.
+        try:
+            text: Any = None if out is None else stdout._last(out)
+        except UnicodeDecodeError:
+            if err:
+                stderr._source._put_back(err)
+            raise
+        try:
+            return text, None if err is None else stderr._last(err)  # type: ignore[return-value]
+        except UnicodeDecodeError:
+            if text:
+                stdout._put_back(text)
+            raise
 
     def _encode(self, input: str) -> bytes:
         if self._encoded is None or self._encoded[0] != input:

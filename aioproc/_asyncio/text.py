@@ -177,8 +177,9 @@ class TextReader:
     def _last(self, data: bytes) -> str:
         """All there is, with this as its end."""
         text = self._all()
+        last = self._decoder.decode(data, True)
         self._at = len(text)
-        return text + self._decoder.decode(data, True)
+        return text + last
 
     def _take(self, n: int) -> str:
         """The first n characters, or all there are."""
