@@ -125,6 +125,9 @@ def test_a_stop_and_going_on(terminal: Terminal) -> None:
     terminal.type("C-z")
     terminal.wait_for("[1]+  Stopped")
     terminal.enter("fg")
+    # The shell says so once the terminal is no more as its line editor has it, for which a line
+    # ends otherwise.
+    terminal.wait_for(RUN[:40])
     terminal.enter("after")
     terminal.wait_for("after\nafter")
     terminal.type("C-d")
