@@ -119,7 +119,8 @@ def test_a_command_that_takes_interrupts(terminal: Terminal) -> None:
 
 
 def test_a_stop_and_going_on(terminal: Terminal) -> None:
-    terminal.enter(f"{RUN} --timeout 1000 cat")
+    terminal.enter(f"{RUN} --timeout 1000 sh -c 'echo there; exec cat'")
+    terminal.wait_for("there")
     terminal.enter("before")
     terminal.wait_for("before\nbefore")
     terminal.type("C-z")
