@@ -75,9 +75,9 @@ class Process(asyncio.subprocess.Process):
     has not ended by then goes on: its pipes are closed, and a warning is logged.
 
     Attributes:
-        stdin: A :class:`StreamWriter`; None unless it is a pipe.
-        stdout: A :class:`StreamReader`; None unless it is a pipe.
-        stderr: The same.
+        stdin: A :class:`StreamWriter`; None unless it is a pipe or a terminal.
+        stdout: A :class:`StreamReader`; None unless it is a pipe or a terminal.
+        stderr: A :class:`StreamReader`; None unless it is a pipe.
         pid: The child's number (int); of a shell command that of the shell. It stays when the
             child has ended.
 
@@ -573,9 +573,9 @@ class TextProcess(Process):
     What reads gives str, what writes takes str.
 
     Attributes:
-        stdin: A :class:`TextWriter`; None unless it is a pipe.
-        stdout: A :class:`TextReader`; None unless it is a pipe.
-        stderr: The same.
+        stdin: A :class:`TextWriter`; None unless it is a pipe or a terminal.
+        stdout: A :class:`TextReader`; None unless it is a pipe or a terminal.
+        stderr: A :class:`TextReader`; None unless it is a pipe.
     """
 
     if TYPE_CHECKING:

@@ -229,7 +229,10 @@ class TextWriter:
         self.write("".join(lines))
 
     def write_eof(self) -> None:
-        """Close the pipe once what was written has gone out; see close()."""
+        """Close the pipe once what was written has gone out.
+
+        On a terminal type its character for the end of input, Ctrl-D; more may follow.
+        """
         self._writer.write_eof()
 
     def can_write_eof(self) -> bool:
@@ -237,7 +240,10 @@ class TextWriter:
         return self._writer.can_write_eof()
 
     def close(self) -> None:
-        """Close the pipe once what was written has gone out."""
+        """Close the pipe once what was written has gone out; the child sees the end then.
+
+        On a terminal type Ctrl-D for the last time.
+        """
         self._writer.close()
 
     def is_closing(self) -> bool:

@@ -114,7 +114,10 @@ class StreamWriter(asyncio.StreamWriter):
         self._transport.writelines(data)
 
     def write_eof(self) -> None:
-        """Close the pipe once what was written has gone out; see close()."""
+        """Close the pipe once what was written has gone out.
+
+        On a terminal type its character for the end of input, Ctrl-D; more may follow.
+        """
         self._transport.write_eof()
 
     def can_write_eof(self) -> bool:
@@ -122,7 +125,10 @@ class StreamWriter(asyncio.StreamWriter):
         return self._transport.can_write_eof()
 
     def close(self) -> None:
-        """Close the pipe once what was written has gone out; the child sees the end then."""
+        """Close the pipe once what was written has gone out; the child sees the end then.
+
+        On a terminal type Ctrl-D for the last time.
+        """
         self._transport.close()
 
     def is_closing(self) -> bool:
