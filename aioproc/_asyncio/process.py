@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._backends.base import ResourceUsage
+from .._backends.base import HANG_UP, KILL, ResourceUsage
 from .._notes import add_note
 from .._sink import Sink
 from .._trees import ProcessTree
@@ -400,6 +400,23 @@ class Process(asyncio.subprocess.Process):
         """Sends SIGKILL; see send_signal. (Windows: TerminateProcess.)"""
         self._transport.kill()
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the child's terminal (pty=True). Its programs are told by SIGWINCH.
+        In the loop's thread. Not in asyncio.
+
+        Args:
+            rows: int; 1 to 65535.
+            columns: The same.
+
+        Raises:
+            RuntimeError: The process was created without a terminal.
+            ProcessLookupError: The terminal has gone, with the process.
+            ValueError, TypeError: That is no size.
+
+        Source: TIOCSWINSZ in ioctl_tty(2).
+        """
+        self._transport.resize(rows, columns)
+
     async def communicate(
         self, input: bytes | bytearray | memoryview | None = None
     ) -> tuple[bytes, bytes]:
@@ -466,6 +483,13 @@ class Process(asyncio.subprocess.Process):
                 if view.nbytes:
                     raise ValueError("communicate() got input, but stdin is not a pipe")
                 input = None
+            elif view.nbytes and self._transport.terminal is not None:
+                # What is typed ahead is lost wherever a password is asked for (TCSAFLUSH), and
+                # so is what a line has beyond 4095 bytes.
+                raise ValueError(
+                    "communicate() has no input for a terminal: programs drop what is typed before "
+                    "they ask; read what they say, and write() the answers to stdin"
+                )
         if self._fed:
             if input is None or input is self._input:
                 return
@@ -499,17 +523,22 @@ class Process(asyncio.subprocess.Process):
         await to_the_end(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:
+        number = signal.SIGTERM
         stdin = self._transport.get_pipe_transport(0)
-        if stdin is not None:
+        if self._transport.terminal is not None:
+            # What the end of a terminal is to its programs. Shells pass over SIGTERM; at an
+            # end of input, they would leave their jobs alone.
+            number = HANG_UP
+        elif stdin is not None:
             stdin.close()
         if self._transport.tree is not None:
-            await self._end_tree(self._transport.tree)
+            await self._end_tree(self._transport.tree, number)
         elif self.returncode is None:
-            self._may_signal(self.terminate)
+            self._may_signal(number)
             try:
                 await asyncio.wait_for(self.wait(), GRACE)
             except asyncio.TimeoutError:
-                if self._may_signal(self.kill):
+                if self._may_signal(KILL):
                     await self.wait()
                 else:
                     logger.warning("%r goes on: it may not be killed by this user", self)
@@ -518,9 +547,9 @@ class Process(asyncio.subprocess.Process):
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
 
-    async def _end_tree(self, tree: ProcessTree) -> None:
+    async def _end_tree(self, tree: ProcessTree, number: int) -> None:
         try:
-            await tree.signal(signal.SIGTERM)
+            await tree.signal(number)
             if not await tree.gone(GRACE):
                 left = await tree.kill()
                 if left:
@@ -531,12 +560,11 @@ class Process(asyncio.subprocess.Process):
         finally:
             tree.close()
 
-    @staticmethod
-    def _may_signal(send: Callable[[], None]) -> bool:
+    def _may_signal(self, number: int) -> bool:
         """Sends a signal, if the child lives. False: one that runs as another user (sudo,
         su) refuses it."""
         try:
-            send()
+            self.send_signal(number)
         except ProcessLookupError:
             pass
         except PermissionError:

@@ -44,7 +44,9 @@ enum {
   AP_SETGID = 64,
   AP_SETUID = 128,
   AP_LAZY = 256, /* no completion tells that the exec has worked, see ap_look */
-  AP_COLLECT = 512 /* what it writes is read at its end, see ap_completion.collected */
+  AP_COLLECT = 512, /* what it writes is read at its end, see ap_completion.collected */
+  AP_TERMINAL = 1 << 20 /* fds are a terminal, which comes to control the session: with
+                         * AP_SETSID. What its keys send is not ignored */
 };
 
 /* ap_features() */

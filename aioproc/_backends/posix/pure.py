@@ -12,6 +12,7 @@ from ..base import WithoutJobs
 from .pipes import Stdio
 from .popen import popen, see_off
 from .pure_child import PureChild, orphans
+from .terminals import open_terminal
 from .watchers import mechanism, watchers
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ class PureBackend(WithoutJobs):
         stdio = Stdio(watcher)
         pid, child = 0, None
         try:
-            stdio.open(spec, loop)
+            if spec.terminal is None:
+                stdio.open(spec, loop)
+            else:
+                open_terminal(stdio, spec, loop)
             pid = popen(spec, stdio.theirs)
             child = PureChild(pid, stdio)
             watcher.add(child)
