@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from aioproc._run import ending as ending_module
 from aioproc._run import run as run_module
 from aioproc._run.run import Run
+from aioproc._trees import ending as ending_module
 from aside import PROC
 from conftest import FUSE, is_alive, settle
 from helpers import readable

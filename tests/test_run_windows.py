@@ -18,12 +18,12 @@ import pytest
 from aioproc import _backends
 from aioproc._backends import system
 from aioproc._run import collect
-from aioproc._run import ending as ending_module
 from aioproc._run import run as run_module
 from aioproc._run.run import Run
 from aioproc._sink import Sink
 from aioproc._spec.spec import SpawnSpec
 from aioproc._trees import JobTree, job_tree
+from aioproc._trees import ending as ending_module
 from conftest import FUSE, is_alive, settle
 from programs import NL, SLEEP, TRUE, WINDOWS, python
 

@@ -145,13 +145,14 @@ def test_native_is_imported_by_its_backends_only() -> None:
 #: folders of their own.
 LAYERS = {
     "_notes": set(),
+    "_text": set(),
     "_habits": set(),
     "_sink": {"_backends"},
     "_backends": {"_native"},
     "_spec": {"_backends", "_notes"},
     "_trees": {"_backends"},
-    "_asyncio": {"_backends", "_habits", "_notes", "_sink", "_spec", "_trees"},
-    "_run": {"_backends", "_habits", "_notes", "_sink", "_spec", "_trees"},
+    "_asyncio": {"_backends", "_habits", "_notes", "_sink", "_spec", "_text", "_trees"},
+    "_run": {"_backends", "_habits", "_notes", "_sink", "_spec", "_text", "_trees"},
     "_job": {"_asyncio", "_backends", "_spec", "_trees"},
     "_api": {"_asyncio", "_backends", "_notes", "_spec"},
     "_install": {"_api", "_asyncio"},

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import inspect
-import io
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .._text import Decoder
+
 Callback = Callable[[str, Any], object]
-
-
-class Decoder:
-    """Text as subprocess makes it: newlines of all systems become \\n."""
-
-    def __init__(self, encoding: str, errors: str) -> None:
-        decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
-
-    def decode(self, data: bytes, final: bool = False) -> str:
-        return self._decoder.decode(data, final)
 
 
 class Listener:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import os
-import signal
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -14,16 +12,14 @@ from .._backends import system
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
+from .._text import Encoder, check_pieces, judged_text
+from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
 from .listen import Callback
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
 
 #: Seconds for the end of the pipes after the exit.
 DRAIN = 0.5
-#: Seconds between a step of an ending and the next.
-GRACE = 5.0
-#: A step of an ending: a signal or "eof", and the seconds that are given then.
-Step = tuple[Any, float]
 
 #: What to do in place of keywords of subprocess.run() and of asyncio's functions.
 INSTEAD = {
@@ -119,12 +115,12 @@ class Settings:
         if check is not True:
             self._judge_check(check)
         if timeout is not None:
-            self.timeout = _seconds("timeout", timeout)
+            self.timeout = judged_seconds("timeout", timeout)
         if idle_timeout is not None:
-            self.idle_timeout = _seconds("idle_timeout", idle_timeout)
-        self.steps = _DEFAULT_STEPS if stop is GRACE else _steps(stop)
+            self.idle_timeout = judged_seconds("idle_timeout", idle_timeout)
+        self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
         if drain is not DRAIN:
-            self.drain = _seconds("drain", drain)
+            self.drain = judged_seconds("drain", drain)
             if self.drain < 0:
                 raise ValueError(f"drain must be 0 seconds or more, not {drain}")
         if leftovers != "leave":
@@ -190,14 +186,7 @@ class Settings:
 
     def _judge_text(self, encoding: str | None, errors: str | None) -> None:
         self.text = True
-        if encoding is not None:
-            # LookupError also for those that are no encodings of text ("hex").
-            "".encode(encoding)
-            b"".decode(encoding)
-            self.encoding = _string("encoding", encoding)
-        if errors is not None:
-            codecs.lookup_error(errors)
-            self.errors = self._input_errors = errors
+        self.encoding, self.errors, self._input_errors = judged_text(encoding, errors)
 
     def _judge_check(self, check: Any) -> None:
         if isinstance(check, bool):
@@ -231,10 +220,8 @@ class Settings:
             if not callable(callback):
                 raise TypeError(f"{which} must be callable, not {callback!r:.100}")
             self._needs_output(which)
-        if self.text and codecs.lookup(self.encoding).incrementaldecoder is None:
-            raise LookupError(
-                f"{self.encoding} cannot be decoded piece by piece, as callbacks need it"
-            )
+        if self.text:
+            check_pieces(self.encoding, "callbacks need")
         self.on_output, self.on_line = on_output, on_line
 
     def _needs_output(self, which: str) -> None:
@@ -307,10 +294,8 @@ class Settings:
     # -- text
 
     @functools.cached_property
-    def _encoder(self) -> Any:
-        """One for all chunks: the byte order mark of utf-16, say, comes but once."""
-        make = codecs.lookup(self.encoding).incrementalencoder or codecs.IncrementalEncoder
-        return make(self._input_errors)
+    def _encoder(self) -> Encoder:
+        return Encoder(self.encoding, self._input_errors)
 
     def encode(self, chunk: Any) -> bytes:
         """A chunk of the input."""
@@ -319,10 +304,7 @@ class Settings:
                 error = TypeError("chunks of input must be bytes, not str")
                 add_note(error, "give text=True, or encode() them")
                 raise error
-            if os.linesep != "\n":
-                chunk = chunk.replace("\n", os.linesep)
-            encoded: bytes = self._encoder.encode(chunk)
-            return encoded
+            return self._encoder.encode(chunk)
         try:
             return bytes(memoryview(chunk))
         except TypeError:
@@ -367,50 +349,12 @@ class Settings:
 
 
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
-_DEFAULT_STEPS: list[Step] = [(signal.SIGTERM, GRACE)]
 
 
 def _string(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {value!r:.100}")
     return value
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r:.100}")
-    seconds = float(value)
-    if seconds != seconds:
-        raise ValueError(f"{name} must be a number of seconds, not {value}")
-    return seconds
-
-
-def _steps(stop: Any) -> list[Step]:
-    """A grace alone is SIGTERM and the wait for the end."""
-    if hasattr(stop, "__float__") and not isinstance(stop, bool):
-        seconds = _seconds("stop", stop)
-        if seconds < 0:
-            raise ValueError(f"stop must be 0 seconds or more, not {stop}")
-        return [(signal.SIGTERM, seconds)]
-    if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
-        raise TypeError(
-            "stop must be a number of seconds, or steps: "
-            f'stop=[("eof", 2), (signal.SIGTERM, 5)]; not {stop!r:.100}'
-        )
-    steps: list[Step] = []
-    for step in stop:
-        if not isinstance(step, (tuple, list)) or len(step) != 2:
-            raise TypeError(f"a step of stop is (signal or 'eof', seconds), not {step!r:.100}")
-        action, grace = step
-        seconds = _seconds("the grace of a step of stop", grace)
-        if seconds < 0:
-            raise ValueError(f"a step of stop has 0 seconds or more: {step!r:.100}")
-        if action != "eof":
-            if isinstance(action, bool) or not isinstance(action, int):
-                raise TypeError(f"a step of stop is a signal or 'eof', not {action!r:.100}")
-            system.check_stop_signal(action)
-        steps.append((action, seconds))
-    return steps
 
 
 def _named(program: Any) -> Any:

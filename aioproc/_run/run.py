@@ -21,11 +21,12 @@ from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
 from .._sink import LOOKS, Sink
 from .._spec.spec import SpawnSpec
+from .._text import Decoder
 from .._trees import Alone, ProcessTree, tree_of
+from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
-from .ending import Ending, Shield
 from .feed import Feed, feed
-from .listen import Decoder, Listener
+from .listen import Listener
 from .options import Settings
 from .result import (
     CalledProcessError,
