@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from . import _backends
 from ._asyncio.pipes import logger
-from ._asyncio.process import Process, StreamProtocol
+from ._asyncio.process import Process
+from ._asyncio.protocol import StreamProtocol
 from ._asyncio.transport import SubprocessTransport
 from ._backends.base import TEXT_BUSY_PAUSES, Child
 from ._backends.watcher import crowded

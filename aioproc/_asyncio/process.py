@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .._backends.base import HANG_UP, KILL, ResourceUsage
 from .._notes import add_note
-from .._sink import Sink
 from .._trees import ProcessTree
 from .pipes import WritePipeTransport, logger
+from .protocol import StreamProtocol
 from .streams import StreamReader
 from .transport import SubprocessTransport, check_loop
-from .writer import Flow, StreamWriter
+from .writer import StreamWriter
 
 #: Seconds between SIGTERM and SIGKILL when `async with` is left.
 GRACE = 5.0
@@ -282,8 +281,8 @@ class Process(asyncio.subprocess.Process):
                 # What is typed ahead is lost wherever a password is asked for (TCSAFLUSH), and
                 # so is what a line has beyond 4095 bytes.
                 raise ValueError(
-                    "communicate() has no input for a terminal: programs drop what is typed before "
-                    "they ask; read what they say, and write() the answers to stdin"
+                    "communicate() has no input for a terminal: programs drop what is typed "
+                    "before they ask; read what they say, and write() the answers to stdin"
                 )
         if self._fed:
             if input is None or input is self._input:

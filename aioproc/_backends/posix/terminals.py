@@ -7,17 +7,17 @@ kept until the child is given up, since closing the last of them hangs up, by SI
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 import struct
 import sys
+import weakref
 from collections.abc import Callable
 from functools import partial
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
-import asyncio
-import weakref
 
 from .pipes import FdReadEnd, FdWriteEnd, Stdio
 
