@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from .._backends import system
+from .._backends.base import HANG_UP
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
@@ -118,7 +119,11 @@ class Settings:
             self.timeout = judged_seconds("timeout", timeout)
         if idle_timeout is not None:
             self.idle_timeout = judged_seconds("idle_timeout", idle_timeout)
-        self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
+        if options.get("pty"):
+            # Shells pass over SIGTERM, but not over the end of their terminal.
+            self.steps = judged_steps(stop, HANG_UP)
+        else:
+            self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
         if drain is not DRAIN:
             self.drain = judged_seconds("drain", drain)
             if self.drain < 0:
@@ -129,7 +134,9 @@ class Settings:
             self._judge_max_output(max_output)
 
         streams: tuple[Any, Any, Any]
-        if stdin is stdout is stderr is DEFAULT and capture_output:
+        if options.get("pty"):
+            streams = self._judge_terminal(stdin, stdout, stderr, input, capture_output)
+        elif stdin is stdout is stderr is DEFAULT and capture_output:
             streams = (DEVNULL if input is None else PIPE, PIPE, PIPE)
             self.captures = True
         else:
@@ -267,6 +274,24 @@ class Settings:
                     advice += ", or input= for data"
                 raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
         return streams
+
+    def _judge_terminal(
+        self, stdin: Any, stdout: Any, stderr: Any, input: Any, capture_output: bool
+    ) -> tuple[None, None, None]:
+        if input is not None:
+            # getpass and its kin drop it (TCSAFLUSH), and of a line that is longer than the
+            # kernel's buffer the rest.
+            raise ValueError(
+                "a terminal has no input=: programs drop what is typed before they ask; use "
+                "open_process(), read_until() and stdin.write()"
+            )
+        if not (stdin is stdout is stderr is DEFAULT) or not capture_output:
+            raise ValueError(
+                "stdin, stdout, stderr and capture_output may not be given with pty: all of them "
+                "are the terminal, and what is written there is captured as stdout"
+            )
+        self.captures = True
+        return None, None, None
 
     def _judge_input(self, input: Any) -> None:
         """Data at once, or a source of chunks."""

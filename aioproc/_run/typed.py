@@ -53,5 +53,7 @@ class RunOptions(TypedDict, total=False):
     preexec_fn: Callable[[], Any] | None
     restore_signals: bool
     pipesize: int
+    pty: bool | tuple[int, int] | None
+    echo: bool
     startupinfo: Any
     creationflags: int

@@ -26,13 +26,13 @@ def judged_seconds(name: str, value: Any) -> float:
     return seconds
 
 
-def judged_steps(stop: Any) -> list[Step]:
-    """A grace alone is SIGTERM and the wait for the end."""
+def judged_steps(stop: Any, first: int = signal.SIGTERM) -> list[Step]:
+    """A grace alone is that signal and the wait for the end."""
     if hasattr(stop, "__float__") and not isinstance(stop, bool):
         seconds = judged_seconds("stop", stop)
         if seconds < 0:
             raise ValueError(f"stop must be 0 seconds or more, not {stop}")
-        return [(signal.SIGTERM, seconds)]
+        return [(first, seconds)]
     if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
         raise TypeError(
             "stop must be a number of seconds, or steps: "
