@@ -317,7 +317,7 @@ class Process(asyncio.subprocess.Process):
         await to_the_end(self._loop.create_task(self._end()))
 
     async def _end(self) -> None:
-        number = signal.SIGTERM
+        number: int = signal.SIGTERM
         stdin = self._transport.get_pipe_transport(0)
         if self._transport.terminal is not None:
             # What the end of a terminal is to its programs. Shells pass over SIGTERM; at an

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
+from ..stdio import close_all
 from .pipes import FdReadEnd, FdWriteEnd, Stdio
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ except ImportError:  # Emscripten, WASI: nothing will be spawned
     pass
 
 _PTMX = "/dev/ptmx"
-#: include/uapi/asm-generic/ioctls.h, where Python has no name for them. TIOCGPTPEER (Linux
-#: 4.13) opens the slave of a master, wherever its name may be mounted.
-_TIOCSPTLCK, _TIOCGPTPEER, _TIOCGPTN = 0x40045431, 0x5441, 0x80045430
+#: include/uapi/asm-generic/ioctls.h; Python has no names for them. TIOCGPTPEER (Linux 4.13)
+#: opens the slave of a master, wherever its name may be mounted.
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 
 #: Those that a terminal sends. Ignored, as a shell has them for what runs in its background,
 #: they would pass through the exec, and Ctrl-C and the end of the terminal with them.
@@ -49,9 +50,7 @@ def open_terminal(stdio: Stdio, spec: SpawnSpec, loop: asyncio.AbstractEventLoop
     assert spec.terminal is not None
     made = stdio.begin()
     # Each is in the list by the call that has made it (see stdio.py).
-    if sys.platform == "linux":
-        _open_linux(made)
-    else:
+    if sys.platform not in ("linux", "android") or not _open_linux(made):
         made.extend(chain.from_iterable(starmap(os.openpty, ((),))))
     master, slave = made[0], made[1]
     made.extend(starmap(fcntl.fcntl, ((master, fcntl.F_DUPFD_CLOEXEC, 3),)))
@@ -71,22 +70,25 @@ def open_terminal(stdio: Stdio, spec: SpawnSpec, loop: asyncio.AbstractEventLoop
     stdio.set_terminal(terminal, TerminalReadEnd(held, master), slave)
 
 
-def _open_linux(made: list[int]) -> None:
+def _open_linux(made: list[int]) -> bool:
+    """As os.openpty(), whose descriptors a fork in another thread can carry along: then the
+    terminal never ends. False: these numbers mean nothing here (PowerPC, mips)."""
     flags = os.O_RDWR | os.O_NOCTTY
     try:
         made.extend(starmap(os.open, ((_PTMX, flags),)))
         master = made[0]
-        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
         try:
+            fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
             peer = (master, _TIOCGPTPEER, flags | os.O_CLOEXEC)
             made.extend(starmap(fcntl.ioctl, (peer,)))
         except OSError as error:
             if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
                 raise
-            number = struct.unpack("i", fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"))[0]
-            made.extend(starmap(os.open, ((f"/dev/pts/{number}", flags),)))
+            close_all(made, os.close)
+            return False
     except OSError as error:
         raise _explained(error) from None
+    return True
 
 
 def _explained(error: OSError) -> OSError:
