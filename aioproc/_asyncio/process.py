@@ -329,6 +329,8 @@ class Process(asyncio.subprocess.Process):
             await self._end_tree(self._transport.tree, number)
         elif self.returncode is None:
             self._may_signal(number)
+            if number == HANG_UP != signal.SIGTERM:
+                self._may_signal(signal.SIGCONT)  # as the kernel does: it may be stopped
             try:
                 await asyncio.wait_for(self.wait(), GRACE)
             except asyncio.TimeoutError:

@@ -9,7 +9,6 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from .._backends import system
-from .._backends.base import HANG_UP
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
@@ -119,11 +118,9 @@ class Settings:
             self.timeout = judged_seconds("timeout", timeout)
         if idle_timeout is not None:
             self.idle_timeout = judged_seconds("idle_timeout", idle_timeout)
-        if options.get("pty"):
-            # Shells pass over SIGTERM, but not over the end of their terminal.
-            self.steps = judged_steps(stop, HANG_UP)
-        else:
-            self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
+        terminal = bool(options.get("pty"))
+        usual = stop is GRACE and not terminal
+        self.steps = DEFAULT_STEPS if usual else judged_steps(stop, terminal)
         if drain is not DRAIN:
             self.drain = judged_seconds("drain", drain)
             if self.drain < 0:
@@ -134,7 +131,7 @@ class Settings:
             self._judge_max_output(max_output)
 
         streams: tuple[Any, Any, Any]
-        if options.get("pty"):
+        if terminal:
             streams = self._judge_terminal(stdin, stdout, stderr, input, capture_output)
         elif stdin is stdout is stderr is DEFAULT and capture_output:
             streams = (DEVNULL if input is None else PIPE, PIPE, PIPE)
