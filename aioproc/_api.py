@@ -153,7 +153,7 @@ def _streams_described(spec: SpawnSpec) -> str:
     return text + ("" if stderr is None else f" stderr={stderr}")
 
 
-async def _open(
+async def open_transport(
     spec: SpawnSpec, protocol: asyncio.SubprocessProtocol, loop: asyncio.AbstractEventLoop
 ) -> SubprocessTransport:
     debug = loop.get_debug()
@@ -183,7 +183,7 @@ async def _open(
 async def _open_process(spec: SpawnSpec, limit: int | None) -> Process:
     loop = asyncio.get_running_loop()
     protocol = StreamProtocol(limit, loop)
-    transport = await _open(spec, protocol, loop)
+    transport = await open_transport(spec, protocol, loop)
     try:
         return Process(transport, protocol, loop)
     except BaseException:  # Ctrl-C
@@ -221,8 +221,8 @@ async def create_subprocess_exec(
         process.stderr None. stdin.write_eof() types Ctrl-D, and more may follow;
         stdin.close() does so for the last time. resize() changes the size, which is 24 rows of
         80 columns by default. The terminal is hung up when the process has ended and its
-        output has, or when nobody holds the process; `async with` ends the child by SIGHUP in
-        place of SIGTERM. Not on Windows (NotImplementedError); OSError where there is none to
+        output has, or when nobody holds the process; `async with` and stop() begin with SIGHUP.
+        Not on Windows (NotImplementedError); OSError where there is none to
         be had. Not in asyncio. (docs/semantics.md, "Terminals")
     echo: bool. Whether the terminal shows what is typed, as terminals do. Not in asyncio.
     kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
@@ -300,7 +300,7 @@ async def subprocess_exec(
     )
     protocol = protocol_factory()
     try:
-        return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+        return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
     except FileNotFoundError as error:
         explain_missing(error, spec)
         raise
@@ -319,4 +319,4 @@ async def subprocess_shell(
     stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
-    return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+    return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol

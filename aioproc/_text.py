@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+from typing import Any
 
 
 class Decoder:
@@ -30,6 +31,34 @@ class Encoder:
         if os.linesep != "\n":
             text = text.replace("\n", os.linesep)
         return self._encoder.encode(text)
+
+
+class LineSplitter:
+    """Cuts what comes by pieces, bytes or str, into lines with their newlines."""
+
+    def __init__(self) -> None:
+        #: Of a line whose end has not come.
+        self._rest: list[Any] = []
+
+    def split(self, piece: Any) -> list[Any]:
+        """The lines that end in this piece."""
+        newline: Any = b"\n" if isinstance(piece, bytes) else "\n"
+        *whole, rest = piece.split(newline)
+        lines = [line + newline for line in whole]
+        if lines and self._rest:
+            lines[0] = type(piece)().join([*self._rest, lines[0]])
+            self._rest.clear()
+        if rest:
+            self._rest.append(rest)
+        return lines
+
+    def rest(self) -> list[Any]:
+        """At the end: the last line, if it has no newline."""
+        if not self._rest:
+            return []
+        line = type(self._rest[0])().join(self._rest)
+        self._rest.clear()
+        return [line]
 
 
 def judged_text(encoding: str | None, errors: str | None) -> tuple[str, str, str]:

@@ -545,7 +545,7 @@ def test_a_number_that_somebody_else_has_closed(aside: Aside) -> None:
 
 FOREIGN = """
 from aioproc._asyncio import process as _process
-_process.GRACE = 0.05
+_process.Process._steps = [(signal.SIGTERM, 0.05)]
 
 class Handler(logging.Handler):
     texts = []
@@ -607,7 +607,7 @@ def test_a_child_that_may_not_be_signalled(aside: Aside) -> None:
 RUN = """
 from aioproc._cli import run as _run
 from aioproc._asyncio import process as _process
-_process.GRACE = 0.05
+_process.Process._steps = [(signal.SIGTERM, 0.05)]
 reader, writer = os.pipe()
 os.dup2(reader, 0)
 os.close(reader)

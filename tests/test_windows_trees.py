@@ -154,7 +154,7 @@ async def test_the_end_of_a_block(
     aioproc: Any, family: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who leads no group cannot be asked to end: there is no grace."""
-    monkeypatch.setattr(process_module, "GRACE", 1000)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 1000)])
     async with await start(aioproc, family, *STAYS, start_new_session=False) as process:
         pass
     assert process.returncode == 1
@@ -237,7 +237,7 @@ async def test_who_is_not_in_the_group_is_ended_after_the_grace(
 ) -> None:
     if not has_jobs():
         pytest.skip("about jobs")
-    monkeypatch.setattr(process_module, "GRACE", 0.3)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 0.3)])
     code = START.replace("stdin=null", f"creationflags={GROUP}, stdin=null")
     async with await start(aioproc, family, *python(code + "child.wait()")) as process:
         pass
@@ -252,7 +252,7 @@ async def test_the_grace_is_for_the_last(
     """It ends by itself, after the child, and nobody ends it before."""
     if not has_jobs():
         pytest.skip("about jobs")
-    monkeypatch.setattr(process_module, "GRACE", FUSE)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, FUSE)])
     monkeypatch.setattr(JobTree, "_ask", lambda tree: True)
     # The end of its stdin is the child's reason to end, and that of its own the grandchild's.
     last = "import os, time\nos.read(0, 1)\ntime.sleep(0.1)\nos.write(1, b'done')"

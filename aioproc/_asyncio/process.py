@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import signal
+import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._backends.base import HANG_UP, KILL, ResourceUsage
+from .._backends.base import ResourceUsage
+from .._messages import MOST_OF_OUTPUT, escaped, label, lenient, status, translate_newlines
 from .._notes import add_note
+from .._text import Encoder
 from .._trees import ProcessTree
+from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
+from .merged import Merged
 from .pipes import WritePipeTransport, logger
 from .protocol import StreamProtocol
-from .streams import StreamReader
+from .stopping import Stopping
+from .streams import Deadline, StreamReader
+from .text import TextReader, TextWriter
 from .transport import SubprocessTransport, check_loop
+from .until import compiled, until
 from .writer import StreamWriter
 
-#: Seconds between SIGTERM and SIGKILL when `async with` is left.
-GRACE = 5.0
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-
-async def to_the_end(ending: asyncio.Task[None]) -> None:
-    """Waits for a task that no cancellation of ours interrupts; then it counts."""
-    cancelled: asyncio.CancelledError | None = None
-    while not ending.done():
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError as error:
-            if ending.cancelled():
-                raise
-            cancelled = error
-    ending.result()
-    if cancelled is not None:
-        raise cancelled
+#: Bytes of each output that are kept, if nobody reads them, while the child is to go on.
+KEPT = 64 * 1024 * 1024
+#: Seconds in which a child ends that has closed all its output, mostly.
+MOMENT = 0.5
 
 
 def input_view(input: Any) -> memoryview:
@@ -67,8 +64,11 @@ class Process(asyncio.subprocess.Process):
 
     As an asynchronous context manager it ends the child when the block is left,
     however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
-    SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
+    SIGKILL, and is reaped (see :meth:`stop`). A cancellation does not interrupt this; a
+    second one leaves out what is left of the 5 seconds. (That is
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+    A child that has closed all its output gets half a second to end by itself, if the block
+    is left without an exception.
     The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
     A child that we may not signal (sudo, su) and that has not ended by then goes on:
     its pipes are closed, and a warning is logged. Made with tree=True, it takes with it all
@@ -87,6 +87,12 @@ class Process(asyncio.subprocess.Process):
     pid: int
     #: Whether communicate() ignores input for a stdin that is no pipe.
     _ignores_input = False
+    #: Whether `returncode` looks whether the child has ended.
+    _peeks = False
+    #: How it is ended, unless stop() is told otherwise.
+    _steps: list[Step] = DEFAULT_STEPS
+    _stopping: Stopping | None = None
+    _was_stopped = False
 
     def __init__(
         self,
@@ -101,6 +107,8 @@ class Process(asyncio.subprocess.Process):
         self._input: bytes | bytearray | memoryview | None = None
         self._communicating = False
         self._fed = False
+        if transport.terminal is not None:
+            self._steps = judged_steps(GRACE, terminal=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pid}>"
@@ -109,7 +117,8 @@ class Process(asyncio.subprocess.Process):
     def returncode(self) -> int | None:
         """int: 0 to 255, or -N for signal N; on Windows 0 to 0xFFFFFFFF. None until the exit
         has been noticed. :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
-        return self._transport.get_returncode()
+        code = self._transport.get_returncode()
+        return self._transport._look() if code is None and self._peeks else code
 
     @property
     def args(self) -> Any:
@@ -122,14 +131,22 @@ class Process(asyncio.subprocess.Process):
         where another wait in this process took the child. Not in asyncio."""
         return self._transport.get_rusage()
 
-    async def wait(self) -> int:
-        """Returns the returncode once the child has ended.
+    async def wait(self, timeout: float | None = None) -> int:
+        """Return the returncode once the child has ended.
 
-        Depends on the exit alone: a grandchild that keeps a pipe open delays nothing.
+        It depends on the exit alone: a grandchild that keeps a pipe open delays nothing.
         Any number of tasks may wait. The child can block for ever if it writes to a
         pipe that nobody reads; use communicate() then.
+
+        Args:
+            timeout: Seconds. None: as long as it takes. Not in asyncio.
+
+        Raises:
+            asyncio.TimeoutError: It has not ended in that time. Nothing else happens.
         """
-        return await self._transport._wait()
+        if timeout is not None:
+            timeout = judged_seconds("timeout", timeout)
+        return await self._transport._wait(timeout)
 
     def send_signal(self, signal: int, *, tree: bool = False) -> None:
         """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
@@ -195,11 +212,12 @@ class Process(asyncio.subprocess.Process):
         self._transport.kill()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the size of the child's terminal (pty=True). Its programs are told by SIGWINCH.
-        In the loop's thread. Not in asyncio.
+        """Change the size of the child's terminal (pty=True).
+
+        Its programs are told by SIGWINCH. To be called in the loop's thread. Not in asyncio.
 
         Args:
-            rows: int; 1 to 65535.
+            rows: 1 to 65535.
             columns: The same.
 
         Raises:
@@ -278,11 +296,11 @@ class Process(asyncio.subprocess.Process):
                     raise ValueError("communicate() got input, but stdin is not a pipe")
                 input = None
             elif view.nbytes and self._transport.terminal is not None:
-                # What is typed ahead is lost wherever a password is asked for (TCSAFLUSH), and
-                # so is what a line has beyond 4095 bytes.
+                # getpass and its kin drop it (TCSAFLUSH), and of a line that is longer than
+                # the kernel's buffer the rest.
                 raise ValueError(
                     "communicate() has no input for a terminal: programs drop what is typed "
-                    "before they ask; read what they say, and write() the answers to stdin"
+                    "before they ask; use read_until() and stdin.write()"
                 )
         if self._fed:
             if input is None or input is self._input:
@@ -302,9 +320,175 @@ class Process(asyncio.subprocess.Process):
                     logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
         pipe.finish()
 
-    # -- the context manager
+    # -- reading
 
-    async def __aenter__(self) -> Process:
+    def lines(self) -> Merged[bytes]:
+        """Return an iterator of the lines of stdout and stderr, as they come.
+
+        ::
+
+            async for stream, line in process.lines():
+                print(stream, line)
+
+        Not in asyncio.
+
+        Returns:
+            An asynchronous iterator of (stream, line): "stdout" or "stderr", and a line with
+            its newline, the last of a stream perhaps without. It ends when both have ended.
+            It can be left, and gone on with, by another call too: nothing is lost.
+
+        Raises:
+            ValueError: Neither stdout nor stderr is a pipe.
+            RuntimeError: While waiting: somebody else is reading.
+        """
+        return self._merged("lines")
+
+    def chunks(self) -> Merged[bytes]:
+        """Return an iterator of what stdout and stderr give, as it comes.
+
+        Not in asyncio.
+
+        Returns:
+            As :meth:`lines`, with pieces of any size in place of lines.
+
+        Raises:
+            As lines().
+        """
+        return self._merged("chunks")
+
+    def _merged(self, caller: str) -> Merged[Any]:
+        sources = []
+        for name in ("stdout", "stderr"):
+            reader = getattr(self, name)
+            if reader is not None:
+                take = reader._line_now if caller == "lines" else reader._chunk_now
+                sources.append((name, reader._source, take))
+        if not sources:
+            raise ValueError(f"{caller}() needs output: stdout or stderr must be PIPE")
+        return Merged(caller, sources, self._moment)
+
+    async def read_until(
+        self, pattern: Any, *, timeout: float | None = None, limit: int | None = None
+    ) -> bytes:
+        """Return what comes on stdout up to a pattern, with what matches it.
+
+        The first match that there is in what has come, which need not be all that a pattern
+        could match. While it waits, up to 64 MiB of stderr are read and kept. ::
+
+            await shell.read_until(b"$ ")
+            shell.stdin.write(b"make\\n")
+            answer = await shell.read_until(re.compile(rb"(done|failed)\\n"), timeout=60)
+
+        Not in asyncio.
+
+        Args:
+            pattern: Bytes, which are looked for as they are; a compiled pattern of
+                :mod:`re`, which is searched from the beginning of what has not been read, as
+                more comes; or a tuple of these: the match that ends first counts. (With
+                text=True str, and patterns of str.)
+            timeout: Seconds. None: as long as it takes.
+            limit: Most bytes before the match (characters of text). None: any number.
+
+        Returns:
+            The bytes; with text=True a str.
+
+        Raises:
+            asyncio.TimeoutError: It has not come in that time. What has come can be read.
+            asyncio.IncompleteReadError: The output has ended before; its ``partial`` has what
+                was left of it. A note says how the process has ended, if it has, and the last
+                of its stderr that nobody has read.
+            asyncio.LimitOverrunError: More than `limit` has come; it can be read.
+            ValueError: stdout is no pipe, or the pattern matches where nothing is.
+            TypeError: No such pattern.
+            RuntimeError: Somebody else is reading.
+        """
+        return await self._read_until(bytes, pattern, timeout, limit)  # type: ignore[no-any-return]
+
+    async def _read_until(
+        self, kind: type, pattern: Any, timeout: float | None, limit: int | None
+    ) -> Any:
+        patterns, literals = compiled(pattern, kind)
+        reader: Any = self.stdout
+        if reader is None:
+            raise ValueError("read_until() needs stdout=PIPE")
+        if limit is not None and limit <= 0:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        deadline = None
+        if timeout is not None:
+            seconds = judged_seconds("timeout", timeout)
+            deadline = Deadline(self._loop, seconds, f"{pattern!r:.100}")
+        self._keep("stderr")
+        try:
+            if kind is bytes and len(literals) == len(patterns):
+                literals.sort(key=len)
+                return await reader._until(literals, limit, "read_until", deadline)
+            return await until(reader, patterns, limit, "read_until", deadline)
+        except asyncio.IncompleteReadError as error:
+            await self._moment()
+            add_note(error, self._last_words())
+            raise
+
+    async def _moment(self) -> None:
+        """All output has ended, and most likely the child has."""
+        if self.returncode is None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await self.wait(MOMENT)
+
+    def _last_words(self) -> str:
+        """How it has ended, and what it has said that nobody has read."""
+        transport = self._transport
+        text = f"{label(transport.user_args, transport.name)}: "
+        text += status(self.returncode) or "still running"
+        stderr: Any = self.stderr
+        if stderr is not None and stderr._source._exception is None:
+            last = stderr._all()[-MOST_OF_OUTPUT:]
+            if isinstance(last, bytes):
+                last = lenient(last, "utf-8", len(last) == MOST_OF_OUTPUT)
+            last = translate_newlines(last).rstrip()
+            if last:
+                text += "\n" + escaped(last, keep="\n\t")
+        return text
+
+    def _keep(self, *names: str) -> None:
+        """What comes there does not have the child wait, though nobody reads it."""
+        for name in names:
+            reader = getattr(self, name)
+            if reader is not None and reader._source._sink is None:
+                with contextlib.suppress(OSError, MemoryError):
+                    reader._source._keep_up_to(KEPT)
+
+    # -- the end
+
+    async def stop(self, stop: Any = None) -> int | None:
+        """End the child, and all that it has started if it was made with its tree.
+
+        Step by step, until nobody is left; whoever still lives after the last of them gets
+        SIGKILL. Up to 64 MiB of what it writes meanwhile are kept, and can be read then, as
+        can what it had written before. A child that has ended is no error, and what it has
+        left behind is ended. Not in asyncio.
+
+        A cancellation does not interrupt it, but is raised at its end; a second one leaves
+        out what is left of the grace.
+
+        Args:
+            stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
+                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin and gives a server 5
+                seconds to finish its work. Without an "eof" stdin is closed at once. On a
+                terminal stdin stays open, and half of the seconds are between SIGHUP and
+                SIGTERM, which comes then. Default: what open_process() was given; else 5 seconds.
+
+        Returns:
+            The returncode. None if it could not be ended (another user's, or the kernel does
+            not let go of it); a warning is logged then.
+        """
+        check_loop(self._loop)
+        steps = self._steps
+        if stop is not None:
+            steps = judged_steps(stop, self._transport.terminal is not None)
+        await self._end(steps, None)
+        return self.returncode
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -314,55 +498,118 @@ class Process(asyncio.subprocess.Process):
         traceback: TracebackType | None,
     ) -> None:
         check_loop(self._loop)
-        await to_the_end(self._loop.create_task(self._end()))
-
-    async def _end(self) -> None:
-        number: int = signal.SIGTERM
-        stdin = self._transport.get_pipe_transport(0)
-        if self._transport.terminal is not None:
-            # What the end of a terminal is to its programs. Shells pass over SIGTERM; at an
-            # end of input, they would leave their jobs alone.
-            number = HANG_UP
-        elif stdin is not None:
-            stdin.close()
-        if self._transport.tree is not None:
-            await self._end_tree(self._transport.tree, number)
-        elif self.returncode is None:
-            self._may_signal(number)
-            if number == HANG_UP != signal.SIGTERM:
-                self._may_signal(signal.SIGCONT)  # as the kernel does: it may be stopped
-            try:
-                await asyncio.wait_for(self.wait(), GRACE)
-            except asyncio.TimeoutError:
-                if self._may_signal(KILL):
-                    await self.wait()
-                else:
-                    logger.warning("%r goes on: it may not be killed by this user", self)
-        # A grandchild may hold the pipes open for as long as it likes.
-        self._transport.close()
+        cancelled = exc if isinstance(exc, asyncio.CancelledError) else None
+        try:
+            if exc is None and self._has_fallen_silent():
+                await self._moment()
+        except asyncio.CancelledError as error:
+            cancelled = error
+        try:
+            await self._end(self._steps, cancelled)
+        finally:
+            # A grandchild may hold the pipes open for as long as it likes.
+            self._transport.close()
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
+        if cancelled is not None and cancelled is not exc:
+            raise cancelled
 
-    async def _end_tree(self, tree: ProcessTree, number: int) -> None:
-        try:
-            await tree.signal(number)
-            if not await tree.gone(GRACE):
-                left = await tree.kill()
-                if left:
-                    logger.warning("%r: %r cannot be ended", self, left)
-                if left and self.pid in left:
-                    return
-            await self.wait()
-        finally:
-            tree.close()
+    def _has_fallen_silent(self) -> bool:
+        """Whether there was output, and all of it has ended."""
+        pipes = [pipe for fd, pipe in self._transport._pipes.items() if fd]
+        return bool(pipes) and all(pipe._lost for pipe in pipes)
 
-    def _may_signal(self, number: int) -> bool:
-        """Sends a signal, if the child lives. False: one that runs as another user (sudo,
-        su) refuses it."""
-        try:
-            self.send_signal(number)
-        except ProcessLookupError:
-            pass
-        except PermissionError:
+    async def _end(self, steps: list[Step], cancelled: asyncio.CancelledError | None) -> None:
+        if self._stopping is not None:
+            await self._stopping.join(cancelled)
+        elif not self._is_gone():
+            self._keep("stdout", "stderr")
+            self._stopping = stopping = Stopping(self._transport, steps, cancelled)
+            try:
+                self._was_stopped = await stopping.run()
+            finally:
+                self._stopping = None
+
+    def _is_gone(self) -> bool:
+        """Whether nobody is left that we would end."""
+        if self.returncode is None:
             return False
-        return True
+        return self._was_stopped or self._transport.tree is None
+
+
+class _TextStream:
+    """A stream of a TextProcess, made when somebody asks for it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, process: TextProcess | None, owner: object) -> Any:
+        if process is None:
+            return self
+        stream = getattr(process._protocol, self._name)
+        if stream is None:
+            return None
+        encoding, errors, input_errors = process._text
+        text: Any
+        if self._name == "stdin":
+            text = TextWriter(stream, encoding, input_errors)
+        else:
+            text = TextReader(stream, encoding, errors)
+        process.__dict__[self._name] = text
+        return text
+
+
+class TextProcess(Process):
+    """A :class:`Process` whose streams are of text, as open_process(text=True) makes it.
+
+    stdin: :class:`TextWriter`; stdout, stderr: :class:`TextReader`. What reads or writes
+    takes and gives str.
+    """
+
+    if TYPE_CHECKING:
+        stdin: TextWriter | None  # type: ignore[assignment]
+        stdout: TextReader | None  # type: ignore[assignment]
+        stderr: TextReader | None  # type: ignore[assignment]
+    else:
+        stdin, stdout, stderr = map(_TextStream, ("stdin", "stdout", "stderr"))
+    #: The encoding, what to do about bytes that are no text, and about text that has none.
+    _text: tuple[str, str, str]
+
+    def lines(self) -> Merged[str]:  # type: ignore[override]
+        """As :meth:`Process.lines`, of str."""
+        return self._merged("lines")
+
+    def chunks(self) -> Merged[str]:  # type: ignore[override]
+        """As :meth:`Process.chunks`, of str."""
+        return self._merged("chunks")
+
+    async def read_until(  # type: ignore[override]
+        self, pattern: Any, *, timeout: float | None = None, limit: int | None = None
+    ) -> str:
+        """As :meth:`Process.read_until`, of str."""
+        text: str = await self._read_until(str, pattern, timeout, limit)
+        return text
+
+    async def communicate(  # type: ignore[override]
+        self, input: str | None = None
+    ) -> tuple[str, str]:
+        """As :meth:`Process.communicate`, of str.
+
+        Raises:
+            UnicodeDecodeError: With errors="strict"; its ``object`` has the output.
+        """
+        data = None
+        if input is not None:
+            if not isinstance(input, str):
+                error = TypeError(f"communicate() takes str, not {type(input).__name__}")
+                add_note(error, "decode() it, or leave out text=True")
+                raise error
+            encoding, _, errors = self._text
+            data = Encoder(encoding, errors).encode(input)
+        outputs: Any = await super().communicate(data)
+        streams: tuple[Any, Any] = self.stdout, self.stderr
+        texts: Any = [
+            None if data is None else stream._last(data)
+            for stream, data in zip(streams, outputs, strict=True)
+        ]
+        return texts[0], texts[1]

@@ -36,6 +36,7 @@ TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
 KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
 #: What programs hear of the end of their terminal.
 HANG_UP: int = getattr(signal, "SIGHUP", signal.SIGTERM)
+CONTINUE: int = getattr(signal, "SIGCONT", 0)
 
 
 class _UnknownExit(int):

@@ -109,7 +109,7 @@ class Settings:
             )
         self.user_args: Any = program if shell else (program, *args)
         if name is not None:
-            self.name = _string("name", name)
+            self.name = judged_string("name", name)
         if text or encoding is not None or errors is not None:
             self._judge_text(encoding, errors)
         if check is not True:
@@ -145,16 +145,9 @@ class Settings:
         if idle_timeout is not None:
             self._needs_output("idle_timeout")
         if env_update is not None:
-            env = _updated(env, env_update)
+            env = updated(env, env_update)
         if shell is False:
-            if type(program) is not str:
-                program = _named(program)
-            program = system.relative(program)
-            if cwd is not None and options.get("executable") is None:
-                relative = system.from_here(program)
-                if relative is not None:
-                    options["executable"] = relative
-            command: Any = (program, *args)
+            command: Any = (judged_program(program, cwd, options), *args)
         else:
             command = program
             if not isinstance(command, (str, bytes)):
@@ -179,11 +172,7 @@ class Settings:
         self.listens = self.on_output is not None or self.on_line is not None
         self.is_in_a_hurry = self.listens or idle_timeout is not None or self.source is not None
         # All is judged before any file is opened.
-        self._spec = self._build(
-            [DEVNULL if isinstance(one, os.PathLike) else one for one in streams]
-            if self._has_paths
-            else streams
-        )
+        self._spec = self._build(without_paths(streams) if self._has_paths else streams)
         self.steps = system.possible_steps(self.steps, self._spec.leads_group)
 
     # -- one after the other
@@ -259,17 +248,7 @@ class Settings:
             stderr = PIPE
         self.captures = stdout == PIPE or stderr == PIPE
         streams = (stdin, stdout, stderr)
-        for number, stream in enumerate(streams):
-            if stream is None or isinstance(stream, int):
-                continue
-            if isinstance(stream, os.PathLike):
-                self._has_paths = True
-            elif isinstance(stream, (str, bytes)):
-                which = ("stdin", "stdout", "stderr")[number]
-                advice = "give a pathlib.Path for a file"
-                if number == 0:
-                    advice += ", or input= for data"
-                raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
+        self._has_paths = check_streams(streams)
         return streams
 
     def _judge_terminal(
@@ -344,13 +323,7 @@ class Settings:
         """What to spawn. What is opened for it, to be closed then, goes to `opened`."""
         if not self._has_paths:
             return self._spec
-        streams = []
-        for number, stream in enumerate(self._streams):
-            if isinstance(stream, os.PathLike):
-                stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
-                opened.append(stream)
-            streams.append(stream)
-        return self._build(streams)
+        return self._build(open_paths(self._streams, opened))
 
     def _build(self, streams: Iterable[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams
@@ -373,10 +346,56 @@ class Settings:
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
 
 
-def _string(name: str, value: Any) -> str:
+def judged_string(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {value!r:.100}")
     return value
+
+
+def check_streams(streams: tuple[Any, Any, Any], data: str = "input= for data") -> bool:
+    """Whether there is a path among them, which is to be opened. TypeError: there is a str.
+
+    data: what to do with data for stdin."""
+    has_paths = False
+    for which, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+        if stream is None or isinstance(stream, int):
+            continue
+        if isinstance(stream, os.PathLike):
+            has_paths = True
+        elif isinstance(stream, (str, bytes)):
+            advice = "give a pathlib.Path for a file"
+            if which == "stdin":
+                advice += f", or {data}"
+            raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
+    return has_paths
+
+
+def without_paths(streams: Iterable[Any]) -> list[Any]:
+    """All can be judged before any file is opened."""
+    return [DEVNULL if isinstance(one, os.PathLike) else one for one in streams]
+
+
+def open_paths(streams: Iterable[Any], opened: list[Any]) -> list[Any]:
+    """Opens what is given as a path; those files go to `opened`, too, to be closed."""
+    files = []
+    for number, stream in enumerate(streams):
+        if isinstance(stream, os.PathLike):
+            stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
+            opened.append(stream)
+        files.append(stream)
+    return files
+
+
+def judged_program(program: Any, cwd: Any, options: dict[str, Any]) -> Any:
+    """A program as the caller sees it, wherever the child is to be."""
+    if type(program) is not str:
+        program = _named(program)
+    program = system.relative(program)
+    if cwd is not None and options.get("executable") is None:
+        relative = system.from_here(program)
+        if relative is not None:
+            options["executable"] = relative
+    return program
 
 
 def _named(program: Any) -> Any:
@@ -389,7 +408,7 @@ def _named(program: Any) -> Any:
     return program
 
 
-def _updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
+def updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
     if not isinstance(update, Mapping):
         raise TypeError(f"env_update must be a mapping, not {update!r:.100}")
     variables: dict[Any, Any] = dict(os.environ if env is None else env)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from .._backends.base import KILL, Child
+from .._backends.base import CONTINUE, HANG_UP, KILL, Child
 from .waiting import until_ended
 
 
 class Alone:
     """As ChildTree, where nobody looks for others."""
 
+    #: The child has not taken the last signal.
+    refused = False
+
     def __init__(self, child: Child) -> None:
         self._child = child
 
     async def signal(self, number: int) -> int | None:
         self._send(number)
+        if number == HANG_UP and CONTINUE:
+            self._send(CONTINUE)  # as the kernel does: it may be stopped
         return None
 
     async def gone(self, seconds: float) -> bool | None:
@@ -31,7 +36,10 @@ class Alone:
         pass
 
     def _send(self, number: int) -> None:
+        self.refused = False
         try:
             self._child.send_signal(number)
-        except (ProcessLookupError, PermissionError):
-            pass  # gone, or running setuid
+        except ProcessLookupError:
+            pass  # gone
+        except PermissionError:
+            self.refused = True  # running setuid

@@ -8,6 +8,9 @@ from typing import Any
 
 from .._backends import system
 from .._backends.base import HANG_UP
+from .._backends.system import possible_steps
+
+__all__ = ["DEFAULT_STEPS", "GRACE", "Step", "judged_seconds", "judged_steps", "possible_steps"]
 
 #: Seconds between a step and the next.
 GRACE = 5.0
