@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import os
 import platform
@@ -14,10 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import UNKNOWN_EXIT, CompletedProcess, NotEnded, TimeoutExpired, partial_result
+from .._backends.system import WINDOWS
 from .._run.options import Settings
 from .._run.run import perform
-from .._trees.steps import GRACE, judged_steps
+from .._trees.steps import GRACE, Step, judged_steps
 from .output import pass_on
+from .terminal import OwnTerminal
 
 try:
     import resource
@@ -94,8 +97,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--signal",
         type=_signal,
         metavar="SIG",
-        default=signal.SIGTERM,
-        help="the signal to end it by after a timeout, by name or number (default TERM)",
+        help="the signal to end it by after a timeout, by name or number (default TERM; with "
+        "--pty HUP, and then TERM)",
+    )
+    parser.add_argument(
+        "--pty",
+        action="store_true",
+        help="run CMD on a terminal of its own, which is shown on ours, or wherever our output "
+        "goes, and at which our stdin is typed (not on Windows)",
     )
     parser.add_argument("--env", type=_variable, metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("--cwd", metavar="DIR", help="run CMD there")
@@ -109,8 +118,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs a command with our streams, in our session and process group."""
-    with _interrupts_are_the_commands():
-        code = asyncio.run(_Run(options).main())
+    with _interrupts_are_the_commands(), contextlib.ExitStack() as stack:
+        terminal = None
+        if options.pty and not WINDOWS:
+            terminal = stack.enter_context(OwnTerminal())
+        code = asyncio.run(_Run(options, terminal).main())
     if code == -signal.SIGINT:
         # So that a shell that runs us in a loop sees that it has been interrupted.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -127,38 +139,44 @@ def _interrupts_are_the_commands() -> Iterator[None]:
 
 
 class _Run:
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, terminal: OwnTerminal | None) -> None:
         self._options = options
+        self._terminal = terminal
         self._was_told_to_end = False
 
     async def main(self) -> int:
         """The exit code; -N for signal N."""
-        options = self._options
-        passes_on = options.idle_timeout is not None
+        options, terminal = self._options, self._terminal
+        passes_on = options.idle_timeout is not None or options.pty
+        where: dict[str, Any] = {"stdin": None, "start_new_session": False}
+        if options.pty:
+            where = {"pty": True if terminal is None else terminal.size()}
         try:
             settings = Settings(
                 "run",
                 options.argv[0],
                 tuple(options.argv[1:]),
-                stdin=None,
                 capture_output=passes_on,
                 check=False,
                 timeout=_finite(options.timeout),
                 idle_timeout=_finite(options.idle_timeout),
-                stop=[(options.signal, options.kill_after)],
+                stop=self._steps(options.signal),
                 on_output=pass_on if passes_on else None,
-                start_new_session=False,
                 cwd=options.cwd,
                 env_update=dict(options.env),
+                **where,
             )
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             return _complain(error, FAILED)
+        if terminal is not None:
+            settings.on_terminal = terminal.begin
+            settings.source = terminal.typed()
         task = asyncio.ensure_future(perform(settings))
 
         def end(number: int) -> None:
             if not self._was_told_to_end:
                 self._was_told_to_end = True
-                settings.steps = judged_steps([(number, options.kill_after)])
+                settings.steps = self._steps(None if options.pty else number)
                 task.cancel()
 
         self._handle_signals(end)
@@ -193,11 +211,20 @@ class _Run:
         code = result.returncode
         return 1 if code is None or code == UNKNOWN_EXIT else code
 
+    def _steps(self, number: int | None) -> list[Step]:
+        """To end the command, by that signal if it is given."""
+        grace = self._options.kill_after
+        if number is None:
+            return judged_steps(grace, terminal=self._options.pty)
+        return judged_steps([(number, grace)])
+
     def _handle_signals(self, end: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
 
         def interrupted(number: int) -> None:
-            if not _is_in_foreground():
+            if self._terminal is not None:
+                self._terminal.interrupt()
+            elif not _is_in_foreground():
                 # No terminal has sent it to the command as well.
                 end(number)
 
