@@ -524,7 +524,7 @@ async def test_background_jobs_of_a_shell(aioproc: Any) -> None:
         for command in (
             b"sleep 1000 &",
             b"(trap '' HUP; exec sleep 1000) &",
-            b"nohup sleep 1000 >/dev/null &",
+            b"nohup sleep 1000 </dev/null >/dev/null 2>&1 &",
         ):
             process.stdin.write(command + b" echo started: $!.\n")
             await said(process, b"\r\nstarted: ")

@@ -91,6 +91,8 @@ class OwnTerminal:
         self._is_raw = False
         self._guard: _Guard | None = None
         self._other: Terminal | None = None
+        #: Who waits for what is typed.
+        self._ready: asyncio.Future[bool] | None = None
 
     def __enter__(self) -> OwnTerminal:
         try:
@@ -169,6 +171,7 @@ class OwnTerminal:
         self._is_raw = False  # a shell has restored what it knows
         self._make_raw()
         self._resized()
+        self._wake(False)  # it may be somewhere else that we go on
 
     async def typed(self) -> AsyncIterator[bytes]:
         """What comes from our stdin; at its end what types one."""
@@ -176,13 +179,9 @@ class OwnTerminal:
         assert other is not None
         last = b"\n"
         while True:
-            await _readable(0)
-            if self._cooked is not None and _is_in_background(0):
-                # It would stop us.
-                await asyncio.sleep(_LOOK_AGAIN)
+            await self._foreground()
+            if not await self._readable() or self._is_elsewhere():
                 continue
-            if self._cooked is not None:
-                self._make_raw()  # we have been put into the foreground, perhaps
             try:
                 data = os.read(0, _PIECE)
             except InterruptedError:
@@ -199,22 +198,31 @@ class OwnTerminal:
         # Its end would be that of what can be typed, Ctrl-C for one.
         await asyncio.get_running_loop().create_future()
 
+    def _is_elsewhere(self) -> bool:
+        """Whether others have our terminal; to read from it would stop us."""
+        return self._cooked is not None and _is_in_background(0)
 
-async def _readable(fd: int) -> None:
-    """Waits until there is something to read; a file always has."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
+    async def _foreground(self) -> None:
+        """Returns when we have it."""
+        while self._is_elsewhere():
+            await asyncio.sleep(_LOOK_AGAIN)
+        if self._cooked is not None:
+            self._make_raw()
 
-    def tell() -> None:
-        loop.remove_reader(fd)
-        if not ready.done():
-            ready.set_result(None)
+    async def _readable(self) -> bool:
+        """Waits until there is something to read; a file always has. False: for something
+        else."""
+        loop = asyncio.get_running_loop()
+        ready = self._ready = loop.create_future()
+        try:
+            loop.add_reader(0, self._wake, True)
+        except (OSError, ValueError):
+            return True
+        try:
+            return await ready
+        finally:
+            loop.remove_reader(0)
 
-    try:
-        loop.add_reader(fd, tell)
-    except (OSError, ValueError):
-        return
-    try:
-        await ready
-    finally:
-        loop.remove_reader(fd)
+    def _wake(self, is_readable: bool) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(is_readable)
