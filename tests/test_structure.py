@@ -160,7 +160,7 @@ LAYERS = {
     "_open": {"_api", "_asyncio", "_backends", "_messages", "_run", "_spec", "_text", "_trees"},
     "_install": {"_api", "_asyncio"},
     "_info": {".", "_backends"},
-    "_cli": {".", "_install", "_run", "_trees"},
+    "_cli": {".", "_backends", "_install", "_trees"},
     "__main__": {"_cli"},
     "__init__": {"_api", "_asyncio", "_backends", "_info", "_install", "_job", "_open", "_run"},
 }

@@ -88,7 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     executing.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="PROGRAM", help="and its arguments"
     )
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        theirs = run if options.command == "run" else parser
+        theirs.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command == "exec":
         program = _command_line(options, executing, "a program")
         execute(program, options.as_module, options.limit)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
+import logging
 import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from math import inf
+from time import monotonic
 from typing import Any
 
-from .. import UNKNOWN_EXIT, CompletedProcess, NotEnded, TimeoutExpired, partial_result
+from .. import PIPE, UNKNOWN_EXIT, Process, open_process
 from .._backends.system import WINDOWS
-from .._run.options import Settings
-from .._run.run import perform
-from .._trees.steps import GRACE, Step, judged_steps
+from .._trees.steps import GRACE, judged_steps
 from .output import pass_on
 from .terminal import OwnTerminal
 
@@ -34,8 +32,10 @@ TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
 ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-#: More seconds than any timer takes mean no timeout.
-_FOREVER = 1e8
+#: Seconds: as long as a timer takes, on all loops.
+FOREVER = 1e8
+#: Seconds for what is on its way.
+MOMENT = 0.5
 
 
 # -- the options
@@ -103,8 +103,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pty",
         action="store_true",
-        help="run CMD on a terminal of its own, which is shown on ours, or wherever our output "
-        "goes, and at which our stdin is typed (not on Windows)",
+        help="run CMD on a terminal of its own, at which our stdin is typed, and what it shows is "
+        "our output (not on Windows)",
     )
     parser.add_argument("--env", type=_variable, metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("--cwd", metavar="DIR", help="run CMD there")
@@ -117,12 +117,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs a command with our streams, in our session and process group."""
-    with _interrupts_are_the_commands(), contextlib.ExitStack() as stack:
-        terminal = None
-        if options.pty and not WINDOWS:
-            terminal = stack.enter_context(OwnTerminal())
-        code = asyncio.run(_Run(options, terminal).main())
+    """Run a command with our streams, in our session and process group."""
+    # What there is to be said we say ourselves.
+    logging.getLogger("asyncio").addHandler(logging.NullHandler())
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # Ctrl-C goes to all that is in the terminal's foreground: the command decides.
+        signal.signal(signal.SIGINT, lambda *_: None)
+    if options.pty and not WINDOWS:
+        with OwnTerminal() as terminal:
+            code = asyncio.run(_main(options, terminal))
+    else:
+        code = asyncio.run(_main(options))
     if code == -signal.SIGINT:
         # So that a shell that runs us in a loop sees that it has been interrupted.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -130,96 +135,153 @@ def run(options: argparse.Namespace) -> int:
     return code if code >= 0 else 128 - code
 
 
-@contextmanager
-def _interrupts_are_the_commands() -> Iterator[None]:
-    """Ctrl-C goes to all that is in the terminal's foreground: the command decides."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)
-    yield
+async def _main(options: argparse.Namespace, terminal: OwnTerminal | None = None) -> int:
+    return await _Run(options, terminal).main()
 
 
 class _Run:
+    """One run; the process is held by it alone, and ended by none but it."""
+
     def __init__(self, options: argparse.Namespace, terminal: OwnTerminal | None) -> None:
         self._options = options
+        #: Ours, if the command has one of its own.
         self._terminal = terminal
-        self._was_told_to_end = False
+        self._loop = asyncio.get_running_loop()
+        self._began = monotonic()
+        #: Resolved with the signal that is to end it.
+        self._told: asyncio.Future[int] = self._loop.create_future()
+        #: When there was the last output, if it goes through us.
+        self._last = self._began
+        self._is_writing = False
 
     async def main(self) -> int:
-        """The exit code; -N for signal N."""
+        """Return the exit code; -N for signal N."""
         options, terminal = self._options, self._terminal
-        passes_on = options.idle_timeout is not None or options.pty
-        where: dict[str, Any] = {"stdin": None, "start_new_session": False}
+        stream = PIPE if options.idle_timeout is not None else None
+        where: dict[str, Any] = {
+            "stdin": None,
+            "stdout": stream,
+            "stderr": stream,
+            "start_new_session": False,
+        }
         if options.pty:
             where = {"pty": True if terminal is None else terminal.size()}
+        self._handle_signals()
         try:
-            settings = Settings(
-                "run",
-                options.argv[0],
-                tuple(options.argv[1:]),
-                capture_output=passes_on,
-                check=False,
-                timeout=_finite(options.timeout),
-                idle_timeout=_finite(options.idle_timeout),
-                stop=self._steps(options.signal),
-                on_output=pass_on if passes_on else None,
+            process = await open_process(
+                *options.argv,
+                **where,
                 cwd=options.cwd,
                 env_update=dict(options.env),
-                **where,
             )
-        except (ValueError, NotImplementedError) as error:
+        except NotImplementedError as error:  # Windows
             return _complain(error, FAILED)
-        if terminal is not None:
-            settings.on_terminal = terminal.begin
-            settings.source = terminal.typed()
-        task = asyncio.ensure_future(perform(settings))
-
-        def end(number: int) -> None:
-            if not self._was_told_to_end:
-                self._was_told_to_end = True
-                settings.steps = self._steps(None if options.pty else number)
-                task.cancel()
-
-        self._handle_signals(end)
-        try:
-            result = await task
-        except asyncio.CancelledError as error:
-            cancelled = partial_result(error)
-            if cancelled is None:
-                return -signal.SIGTERM  # before there was a child
-            result = cancelled
-        except TimeoutExpired as error:
-            result = error.result
-            self._print_stats(result)
-            idle = " without output" if result.reason == "idle" else ""
-            _say(f"timed out after {error.timeout:g} seconds{idle}")
-            # As timeout(1), whose caller is to know that it needed that.
-            killed = result.returncode is not None and result.returncode == _KILLED
-            return -_KILL if killed else TIMED_OUT
-        except NotEnded as error:
-            result = error.result
-            self._print_stats(result)
-            return _complain(error, TIMED_OUT if result.reason in ("timeout", "idle") else FAILED)
-        except BrokenPipeError:
-            return -int(getattr(signal, "SIGPIPE", 13))  # who reads our output has gone
         except (OSError, ValueError, RuntimeError) as error:
             # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
             if isinstance(error, OSError) and options.cwd and error.filename == options.cwd:
                 return _complain(error, FAILED)
             missing = isinstance(error, FileNotFoundError)
             return _complain(error, NOT_FOUND if missing else NOT_EXECUTABLE)
-        self._print_stats(result)
-        code = result.returncode
-        return 1 if code is None or code == UNKNOWN_EXIT else code
+        tasks = []
+        pump = None
+        if stream is not None or terminal is not None:
+            pump = self._loop.create_task(self._pass_on(process))
+            tasks.append(pump)
+        if terminal is not None:
+            terminal.begin(process)
+            tasks.append(self._loop.create_task(terminal.type_at(process)))
+        try:
+            return await self._follow(process, pump)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
-    def _steps(self, number: int | None) -> list[Step]:
-        """To end the command, by that signal if it is given."""
-        grace = self._options.kill_after
-        if number is None:
-            return judged_steps(grace, terminal=self._options.pty)
-        return judged_steps([(number, grace)])
+    async def _follow(self, process: Process, pump: asyncio.Task[None] | None) -> int:
+        options = self._options
+        exit = self._loop.create_task(process.wait())
+        over = await self._until_over(process, exit, pump)
+        if over == "exit" and process.returncode in _DEADLY and self._terminal is None:
+            # The same signal may be on its way to us.
+            await asyncio.wait([self._told], timeout=MOMENT)
+        if over != "exit" or self._told.done():
+            number = self._told.result() if self._told.done() else options.signal
+            if over == "broken" or number is None:
+                number = signal.SIGTERM
+            stop: Any = [(number, options.kill_after)]
+            if self._terminal is not None and (self._told.done() or number == signal.SIGTERM):
+                stop = options.kill_after  # as is usual there
+            await process.stop(stop)
+            if pump is not None:
+                await asyncio.wait([pump], timeout=MOMENT)
+        exit.cancel()
+        if options.stats:
+            print("\n".join(_stats(process, monotonic() - self._began)), file=sys.stderr)
+        code = process.returncode
+        if code is None:
+            _say(f"pid {process.pid} goes on: it could not be ended")
+        if over == "broken":
+            return -int(getattr(signal, "SIGPIPE", 13))
+        if over in ("timeout", "idle"):
+            seconds = options.timeout if over == "timeout" else options.idle_timeout
+            _say(f"timed out after {seconds:g} seconds{' without output' * (over == 'idle')}")
+            # As timeout(1), whose caller is to know that it needed that.
+            return -_KILL if code == -_KILL else TIMED_OUT
+        if code is None:
+            return FAILED
+        return 1 if code == UNKNOWN_EXIT else code
 
-    def _handle_signals(self, end: Callable[[int], None]) -> None:
-        loop = asyncio.get_running_loop()
+    async def _until_over(
+        self, process: Process, exit: asyncio.Task[int], pump: asyncio.Task[None] | None
+    ) -> str:
+        """Why it is over: "exit" (and all output has been passed on), "timeout", "idle",
+        "told" (to end it), or "broken" (nobody reads what is passed on)."""
+        waits_for: set[asyncio.Future[Any]] = {exit, self._told}
+        if pump is not None:
+            waits_for.add(pump)
+        deadline = self._began + (self._options.timeout or inf)
+        # How long there may be no output: while it lives; and for the end of its pipes, which
+        # somebody else may have.
+        most = self._options.idle_timeout or inf
+        while True:
+            now = monotonic()
+            end = min(deadline, now + MOMENT if self._is_writing else self._last + most)
+            done, waits_for = await asyncio.wait(
+                waits_for,
+                timeout=min(max(end - now, 0), FOREVER),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._told in done:
+                return "told"
+            if pump is not None and pump in done and pump.exception() is not None:
+                return "broken"
+            if exit.done() and (pump is None or pump.done()):
+                return "exit"
+            now = monotonic()
+            if exit in done:
+                self._last, most = now, MOMENT
+            elif not exit.done() and process.returncode is not None:
+                continue  # it has ended in time, and will be told of
+            is_late = now >= deadline
+            is_quiet = now >= self._last + most and not self._is_writing
+            if is_late or is_quiet:
+                return "exit" if exit.done() else "timeout" if is_late else "idle"
+
+    async def _pass_on(self, process: Process) -> None:
+        async for stream, data in process.chunks():
+            self._last = monotonic()
+            self._is_writing = True
+            await pass_on(stream, data)
+            self._is_writing = False
+            self._last = monotonic()
+
+    def _handle_signals(self) -> None:
+        loop = self._loop
+
+        def end(number: int) -> None:
+            if not self._told.done():
+                self._told.set_result(number)
 
         def interrupted(number: int) -> None:
             if self._terminal is not None:
@@ -241,17 +303,10 @@ class _Run:
                     told = functools.partial(loop.call_soon_threadsafe, end, signal.SIGTERM)
                     signal.signal(number, lambda *_, told=told: told())
 
-    def _print_stats(self, result: CompletedProcess[Any]) -> None:
-        if self._options.stats:
-            print("\n".join(_stats(result)), file=sys.stderr)
-
 
 _KILL: int = getattr(signal, "SIGKILL", 9)
-_KILLED = -_KILL
-
-
-def _finite(seconds: float | None) -> float | None:
-    return seconds if seconds is not None and seconds < _FOREVER else None
+#: The returncodes of a command that one of those has ended.
+_DEADLY = [-getattr(signal, name, 0) for name in ENDING if hasattr(signal, name)]
 
 
 def _is_in_foreground() -> bool:
@@ -277,10 +332,10 @@ def _complain(error: BaseException, code: int) -> int:
     return code
 
 
-def _stats(result: CompletedProcess[Any]) -> list[str]:
-    lines = [f"wall time   {result.duration:.3f} s"]
-    usage = result.rusage
-    if result.returncode is None:
+def _stats(process: Process, seconds: float) -> list[str]:
+    lines = [f"wall time   {seconds:.3f} s"]
+    usage = process.rusage
+    if process.returncode is None:
         lines.append("CPU and memory: unknown, the child goes on")
     elif usage is None:
         lines.append("CPU and memory: unknown, another wait has taken the child")

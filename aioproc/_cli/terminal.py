@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from typing import Any
 
-from .._backends.base import Terminal
+from .. import Process
 
 try:
     import termios
@@ -90,7 +89,8 @@ class OwnTerminal:
         self._cooked: Any = None
         self._is_raw = False
         self._guard: _Guard | None = None
-        self._other: Terminal | None = None
+        #: Who has another.
+        self._process: Process | None = None
         #: Who waits for what is typed.
         self._ready: asyncio.Future[bool] | None = None
 
@@ -113,9 +113,9 @@ class OwnTerminal:
         """As `pty` takes it."""
         return _size() or True
 
-    def begin(self, other: Terminal) -> None:
+    def begin(self, process: Process) -> None:
         """The command has its terminal. In the loop."""
-        self._other = other
+        self._process = process
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGWINCH, self._resized)
         self._resized()
@@ -127,19 +127,16 @@ class OwnTerminal:
 
     def interrupt(self) -> None:
         """What Ctrl-C is, for a command that hears of no other."""
-        if self._other is not None:
-            try:
-                self._other.write(b"\x03")
-            except OSError:
-                pass  # it reads nothing, or has closed it
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(b"\x03")
 
     def _resized(self) -> None:
         size = _size()
-        if size is not None and self._other is not None:
+        if size is not None and self._process is not None:
             try:
-                self._other.resize(*size)
+                self._process.resize(*size)
             except ProcessLookupError:
-                pass
+                pass  # it has ended
 
     def _make_raw(self) -> None:
         if self._is_raw or _is_in_background(0):
@@ -173,30 +170,26 @@ class OwnTerminal:
         self._resized()
         self._wake(False)  # it may be somewhere else that we go on
 
-    async def typed(self) -> AsyncIterator[bytes]:
-        """What comes from our stdin; at its end what types one."""
-        other = self._other
-        assert other is not None
-        last = b"\n"
+    async def type_at(self, process: Process) -> None:
+        """What comes from our stdin, and its end, is typed at the command's terminal."""
+        stdin = process.stdin
+        assert stdin is not None
         while True:
             await self._foreground()
             if not await self._readable() or self._is_elsewhere():
                 continue
             try:
                 data = os.read(0, _PIECE)
-            except InterruptedError:
-                continue
             except OSError:
-                break  # our terminal has gone, or we may not read it
+                return  # our terminal has gone, or we may not read it
             if not data:
-                eof = other.eof()
-                # An end in the midst of a line ends the line only (termios(3), VEOF).
-                yield eof if last in (b"\n", b"\r", eof) else 2 * eof
-                break
-            last = data[-1:]
-            yield data
-        # Its end would be that of what can be typed, Ctrl-C for one.
-        await asyncio.get_running_loop().create_future()
+                stdin.write_eof()
+                return
+            stdin.write(data)
+            try:
+                await stdin.drain()
+            except ConnectionError:
+                return
 
     def _is_elsewhere(self) -> bool:
         """Whether others have our terminal; to read from it would stop us."""
@@ -213,7 +206,8 @@ class OwnTerminal:
         """Waits until there is something to read; a file always has. False: for something
         else."""
         loop = asyncio.get_running_loop()
-        ready = self._ready = loop.create_future()
+        ready: asyncio.Future[bool] = loop.create_future()
+        self._ready = ready
         try:
             loop.add_reader(0, self._wake, True)
         except (OSError, ValueError):

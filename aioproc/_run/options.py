@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from .._backends import system
-from .._backends.base import Terminal
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
@@ -65,8 +64,6 @@ class Settings:
     #: What goes into stdin: at once, or by and by.
     data: memoryview | None = None
     source: Any = None
-    #: For `aioproc run --pty`: is told of the terminal, at which `source` is typed then.
-    on_terminal: Callable[[Terminal], None] | None = None
     _input_errors = "strict"
     #: Whether a stream is given as a path.
     _has_paths = False

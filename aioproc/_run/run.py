@@ -238,9 +238,7 @@ class Run:
         stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
         self._terminal = child.terminal
         child.stdin = child.stdout = child.stderr = child.terminal = None
-        if self._terminal is not None and settings.on_terminal is not None:
-            settings.on_terminal(self._terminal)
-        if stdin is not None and (self._terminal is None or settings.source is not None):
+        if stdin is not None and self._terminal is None:
             self._feed = Feed(stdin)
             if settings.data is not None:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
