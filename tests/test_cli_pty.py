@@ -14,7 +14,7 @@ import pytest
 
 from conftest import is_alive
 from programs import WINDOWS, posix_only, python
-from test_pty import needs, rest, said
+from test_pty import TELLS_SIZE, needs, rest, said
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary, posix_only("terminals for children")]
 if not WINDOWS:
@@ -59,16 +59,11 @@ async def test_it_has_our_size_and_exit_code(aioproc: Any) -> None:
 
 
 async def test_a_new_size(aioproc: Any) -> None:
-    script = "$RUN -- sh -c 'trap \"stty size\" WINCH; echo ready; while read x; do :; done'"
-    process = await at_a_terminal(aioproc, script)
-    await said(process, b"ready\r\n")
+    process = await at_a_terminal(aioproc, "", shell=[*RUN, "--", *python(TELLS_SIZE)])
+    assert await said(process, b".") == b"24 80."
     process.resize(11, 22)
-    await asyncio.sleep(0)
-    shown = b""
-    while b"11 22\r\n" not in shown:  # sh does it after the next line
-        process.stdin.write(b"\n")
-        shown += await process.stdout.read(100)
-    process.stdin.write(b"\x04")
+    assert await said(process, b".") == b"11 22."
+    process.stdin.write_eof()
     await rest(process)
 
 
