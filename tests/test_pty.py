@@ -390,7 +390,7 @@ async def test_what_was_written_before_the_end(aioproc: Any) -> None:
 TELLS_SIZE = """
 import os, signal, sys
 def tell(*_):
-    print(*reversed(os.get_terminal_size(0)), end=".", flush=True)
+    os.write(1, b"%d %d." % os.get_terminal_size(0)[::-1])
 signal.signal(signal.SIGWINCH, tell)
 tell()
 while os.read(0, 100): pass
@@ -576,7 +576,7 @@ async def test_read_silently(aioproc: Any) -> None:
     process = await start(aioproc, "bash", "-c", "read -r -s -p 'PIN: ' pin; echo; echo ${#pin}")
     assert await said(process, b"PIN: ") == b"PIN: "
     process.stdin.write(b"12345\n")
-    assert await rest(process) == b"\r\n5\r\n"
+    assert (await rest(process)).endswith(b"\r\n5\r\n")
 
 
 @pytest.mark.primary

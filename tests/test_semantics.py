@@ -56,7 +56,7 @@ def script(code: str, *args: str) -> list[str]:
 
 def test_every_rule_has_its_test() -> None:
     text = (ROOT / "docs" / "semantics.md").read_text(encoding="utf-8")
-    files = (ROOT / "tests" / f"test_{name}.py" for name in ("semantics", "run", "run_endings"))
+    files = (ROOT / "tests" / f"test_{name}.py" for name in ("semantics", "run", "run_endings", "pty"))
     own = "".join(file.read_text(encoding="utf-8") for file in files)
     named = re.findall(r"`(test_\w+)`", text)
     assert named
