@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from conftest import is_alive
-from programs import WINDOWS, posix_only, python
+from marks import posix_only
+from programs import WINDOWS, python
 from test_pty import TELLS_SIZE, needs, rest, said
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary, posix_only("terminals for children")]

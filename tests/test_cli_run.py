@@ -18,7 +18,8 @@ import aioproc as aioproc_package
 from aside import PROC
 from conftest import FUSE, is_alive, settle
 from helpers import environment
-from programs import SLEEP, TRUE, WINDOWS, ends, posix_only, python
+from marks import posix_only
+from programs import SLEEP, TRUE, WINDOWS, ends, python
 
 pytestmark = pytest.mark.primary
 

@@ -20,7 +20,8 @@ from aioproc._backends import pure
 from aside import Aside, children, collect, open_fds
 from aside import settle as settled
 from conftest import FUSE, Loop, is_alive, reap_orphans, run, settle
-from programs import CAT, SLEEP, TRUE, posix_only, proc_only, sh
+from marks import posix_only, proc_only
+from programs import CAT, SLEEP, TRUE, sh
 
 Factory = Callable[[], Loop]
 

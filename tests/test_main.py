@@ -14,7 +14,8 @@ import pytest
 import aioproc as aioproc_package
 from conftest import FUSE
 from helpers import environment
-from programs import TRUE, posix_only
+from marks import posix_only
+from programs import TRUE
 
 ROOT = Path(aioproc_package.__file__).parent.parent
 

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 from aside import PROC
 from conftest import FUSE, is_alive
 from helpers import script
-from programs import CAT, SLEEP, TERMINATED, TRUE, WINDOWS, posix_only, python
+from marks import posix_only
+from programs import CAT, SLEEP, TERMINATED, TRUE, WINDOWS, python
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 
@@ -42,16 +42,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(1000)
 """)
-
-
-@pytest.fixture
-def family() -> Iterator[list[int]]:
-    """Whoever is left of a test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def member(process: Any, family: list[int]) -> None:

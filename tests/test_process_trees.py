@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,16 +43,6 @@ daemon=$!
 """
 STAYS = ("sh", "-c", FAMILY + "exec sleep 1000 >/dev/null")
 LEAVES = ("sh", "-c", FAMILY + "exit 3")
-
-
-@pytest.fixture
-def family() -> Iterator[list[int]]:
-    """Whoever is left of a test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def start(aioproc: Any, family: list[int], *command: str, **options: Any) -> Any:

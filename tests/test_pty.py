@@ -19,7 +19,8 @@ import pytest
 import aioproc as package
 from conftest import is_alive, run
 from helpers import on_uvloop, readable, script
-from programs import CAT, SLEEP, TRUE, WINDOWS, posix_only, python
+from marks import posix_only
+from programs import CAT, SLEEP, TRUE, WINDOWS, python
 
 pytestmark = [pytest.mark.asyncio, posix_only("terminals for children")]
 

@@ -10,7 +10,8 @@ import pytest
 
 from conftest import FUSE
 from helpers import script
-from programs import CAT, SLEEP, posix_only, python
+from marks import posix_only
+from programs import CAT, SLEEP, python
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 

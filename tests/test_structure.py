@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import subprocess
@@ -50,6 +51,7 @@ def at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_run_time(node)
 
 
+@functools.cache
 def nodes(file: Path) -> list[ast.AST]:
     return list(at_run_time(ast.parse(file.read_text(encoding="utf-8"))))
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +20,7 @@ from aioproc._trees import JobTree, job_tree
 from aioproc._trees import tree_of as make_tree
 from aioproc._trees.waiting import until, wake
 from conftest import FUSE, Loop, is_alive, run, settle
+from endings import gone, has_jobs
 from helpers import TESTS, environment
 from programs import CAT, PYTHON, SLEEP, WINDOWS, python
 
@@ -62,17 +61,6 @@ needs_break = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def family() -> Iterator[list[int]]:
-    """Whoever is left of a test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGTERM)
-        assert settle(functools.partial(lambda pid: not is_alive(pid), pid))
-
-
 async def start(aioproc: Any, family: list[int], *command: str, **options: Any) -> Any:
     """A child, once its grandchild is there as well."""
     options = {"stdin": NULL, "stdout": PIPE, "tree": True, **options}
@@ -82,18 +70,10 @@ async def start(aioproc: Any, family: list[int], *command: str, **options: Any) 
     return process
 
 
-def has_jobs() -> bool:
-    return _backends.current().name == "native"
-
-
 def tree_of(process: Any) -> JobTree:
     tree = process._transport.tree
     assert isinstance(tree, JobTree)
     return tree
-
-
-def gone(pid: int) -> bool:
-    return settle(lambda: not is_alive(pid))
 
 
 # -- ended as one
