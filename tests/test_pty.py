@@ -18,7 +18,7 @@ import pytest
 
 import aioproc as package
 from conftest import is_alive, run
-from helpers import on_uvloop, readable, script
+from helpers import readable, script
 from marks import posix_only
 from programs import CAT, SLEEP, TRUE, WINDOWS, python
 
@@ -102,8 +102,6 @@ async def test_a_shell(aioproc: Any) -> None:
 )
 @pytest.mark.everywhere
 async def test_with_other_options(aioproc: Any, options: Any) -> None:
-    if on_uvloop():
-        pytest.skip("nothing of it is the loop's")
     process = await start(aioproc, *python(ABOUT), **options)
     assert (await process.communicate())[0] == ABOUT_SAYS % (24, 80)
 
@@ -124,8 +122,6 @@ SIGNALS = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
 async def test_what_its_keys_send_is_not_ignored(aioproc: Any) -> None:
-    if on_uvloop():
-        pytest.skip("nothing of it is the loop's")
     code = f"""
         for name in {SIGNALS}:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -615,6 +611,52 @@ async def test_top(aioproc: Any) -> None:
     assert b"load average" in done.stdout
 
 
+# -- open_process()
+
+
+async def test_open_process(aioproc: Any) -> None:
+    options = {"pty": (5, 6), "text": True, "echo": False}
+    async with aioproc.open_process("sh", "-c", "stty size; cat", **options) as process:
+        assert await process.read_until("\n") == "5 6\n"
+        assert process.stderr is None
+        process.stdin.write("line\nunfinished")
+        process.stdin.write_eof()
+        assert await process.stdout.read() == "line\nunfinished"
+        assert await process.wait() == 0
+    chunks = []
+    async with aioproc.open_process("sh", "-c", "echo a; echo b >&2", pty=True) as process:
+        async for stream, line in process.lines():
+            chunks.append((stream, line))
+    assert chunks == [("stdout", b"a\r\n"), ("stdout", b"b\r\n")]
+    with pytest.raises(ValueError, match="all of them are the terminal"):
+        aioproc.open_process(*CAT, pty=True, stderr=aioproc.PIPE)
+
+
+PERSISTS = """
+import os, signal
+signal.signal(signal.SIGHUP, lambda *_: os.write(1, b"hup."))
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"term."), os._exit(3)))
+os.write(1, b"ready.")
+while True: signal.pause()
+"""
+
+
+async def test_stop(aioproc: Any) -> None:
+    """Step by step, and what is said meanwhile is there."""
+    for tree in (True, False):
+        options = {"pty": True, "stop": 0.2, "tree": tree}
+        process = await aioproc.open_process(*python(PERSISTS), **options)
+        await process.read_until(b"ready.")
+        assert await process.stop() == 3
+        assert await process.stdout.read() == b"hup.term."
+    process = await aioproc.open_process(*CAT, pty=True)
+    assert await process.stop([("eof", 30)]) == 0
+    assert await process.stdout.read() == b""
+    process = await aioproc.open_process(*CAT, pty=True)
+    assert await process.stop(10) == -signal.SIGHUP
+    assert await process.stdout.read() == b""
+
+
 # -- run()
 
 
@@ -761,8 +803,6 @@ async def test_many_at_once(aioproc: Any, n: int) -> None:
 
 async def test_no_descriptors(aioproc: Any) -> None:
     """Wherever they come to an end, nothing stays."""
-    if on_uvloop():
-        pytest.skip("nothing of it is the loop's")
     code = """
         async def main():
             await aioproc.run("true", pty=True)
