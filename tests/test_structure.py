@@ -179,7 +179,7 @@ def test_layers(file: Path) -> None:
 
 def test_what_stands_on_a_child() -> None:
     """The way up from a child to the user's Process, without a way back."""
-    way = ["extra", "pipes", "transport", "buffer", "streams", "writer", "process"]
+    way = ["extra", "pipes", "terminal", "transport", "buffer", "streams", "writer", "process"]
     for i, name in enumerate(way):
         imported = own_imports(PACKAGE / "_asyncio" / f"{name}.py")
         above = {f"_asyncio/{other}" for other in way[i:]}

@@ -57,8 +57,9 @@ class Process(asyncio.subprocess.Process):
     """A child process, as :func:`create_subprocess_exec` and
     :func:`create_subprocess_shell` return it.
 
-    stdin: StreamWriter; None unless stdin=PIPE was given.
-    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given.
+    stdin: StreamWriter; None unless stdin=PIPE was given, or `pty`.
+    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given. With `pty`
+        stdout is what the terminal shows, and stderr None.
     pid: int; of a shell command that of the shell. It stays when the child has ended.
     returncode, args, rusage: see there.
 
