@@ -64,8 +64,8 @@ async def test_a_new_size(aioproc: Any) -> None:
     assert await said(process, b".") == b"24 80."
     process.resize(11, 22)
     assert await said(process, b".") == b"11 22."
-    process.stdin.write_eof()
-    await rest(process)
+    process.stdin.write(b"\x03")
+    assert await rest(process) == b"^C"
 
 
 async def test_keys_are_the_commands(aioproc: Any) -> None:
@@ -113,7 +113,7 @@ async def test_our_terminal_is_as_it_was(aioproc: Any, way: str) -> None:
         process.stdin.write(b"\r")
     else:
         os.kill(ours, number)
-    await said(process, f"code {code}.\r\n".encode())
+    await said(process, f"code {code}.".encode())
     await becomes(process, before)
     while is_alive(inner):  # it is hung up, at the least
         await asyncio.sleep(0.002)

@@ -384,13 +384,15 @@ async def test_what_was_written_before_the_end(aioproc: Any) -> None:
 # -- its size
 
 
+#: Till it is interrupted, or its terminal hung up.
 TELLS_SIZE = """
-import os, signal, sys
-def tell(*_):
+import os, signal
+signals = {signal.SIGWINCH, signal.SIGINT, signal.SIGHUP}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+number = signal.SIGWINCH
+while number == signal.SIGWINCH:
     os.write(1, b"%d %d." % os.get_terminal_size(0)[::-1])
-signal.signal(signal.SIGWINCH, tell)
-tell()
-while os.read(0, 100): pass
+    number = signal.sigwait(signals)
 """
 
 
@@ -401,8 +403,9 @@ async def test_resize(aioproc: Any) -> None:
     assert await said(process, b".") == b"40 100."
     process.resize(columns=5, rows=6)
     assert await said(process, b".") == b"6 5."
+    process.stdin.write(b"\x03")
     process.stdin.close()
-    assert await rest(process) == b""
+    assert await rest(process) == b"^C"
     with pytest.raises(ProcessLookupError):
         process.resize(1, 1)
 
@@ -460,10 +463,11 @@ async def test_a_child_that_closes_its_terminal_lives_on(aioproc: Any) -> None:
 
 
 HEARS = """
-import os, signal, sys, time
-signal.signal(signal.SIGHUP, lambda *_: (os.write(int(sys.argv[1]), b"hung up"), os._exit(0)))
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 print("ready", flush=True)
-while True: time.sleep(1000)
+signal.sigwait({signal.SIGHUP})
+os.write(int(sys.argv[1]), b"hung up")
 """
 
 
@@ -636,10 +640,12 @@ async def test_open_process(aioproc: Any) -> None:
 
 PERSISTS = """
 import os, signal
-signal.signal(signal.SIGHUP, lambda *_: os.write(1, b"hup."))
-signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"term."), os._exit(3)))
+signals = {signal.SIGHUP, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 os.write(1, b"ready.")
-while True: signal.pause()
+while signal.sigwait(signals) == signal.SIGHUP: os.write(1, b"hup.")
+os.write(1, b"term.")
+os._exit(3)
 """
 
 
