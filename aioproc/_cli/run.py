@@ -197,6 +197,9 @@ class _Run:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+            if process.returncode is not None:
+                # What it has left behind may have its pipes, or its terminal.
+                process._transport.close()
 
     async def _follow(self, process: Process, pump: asyncio.Task[None] | None) -> int:
         options = self._options

@@ -7,8 +7,10 @@ means. However that ends, the terminal is as it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sys
 from typing import Any
 
 from .. import Process
@@ -22,6 +24,8 @@ except ImportError:  # Windows: there is no such command
 _PIECE = 4096
 #: Of the local modes, what a raw terminal has not, and one with a shell's line editor has.
 _COOKED = 0 if termios is None else termios.ISIG | termios.ICANON
+#: Descriptors that we may have been started with.
+_MOST_FDS = 65536
 #: Seconds between two looks whether we have come to the foreground, which nobody tells.
 _LOOK_AGAIN = 0.1
 
@@ -58,9 +62,10 @@ class _Guard:
         try:
             for name in ("HUP", "INT", "QUIT", "TERM", "TSTP", "TTIN", "TTOU"):
                 signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
+            os.setsid()  # what ends our whole process group does not end it
             os.dup2(fd, 0)
             os.dup2(reader, 1)
-            os.closerange(2, max(256, self._writer + 1))
+            os.closerange(2, min(os.sysconf("SC_OPEN_MAX"), _MOST_FDS))
             is_raw = False
             while said := os.read(1, 1):
                 is_raw = said == b"r"
@@ -71,14 +76,13 @@ class _Guard:
             os._exit(0)
 
     def tell(self, raw: bool) -> None:
-        os.write(self._writer, b"r" if raw else b"c")
+        with contextlib.suppress(OSError):  # somebody has ended it
+            os.write(self._writer, b"r" if raw else b"c")
 
     def close(self) -> None:
         os.close(self._writer)
-        try:
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
-        except ChildProcessError:
-            pass
 
 
 class OwnTerminal:
@@ -163,6 +167,7 @@ class OwnTerminal:
         loop.remove_signal_handler(signal.SIGTSTP)
         os.kill(os.getpid(), signal.SIGTSTP)  # till SIGCONT
         loop.add_signal_handler(signal.SIGTSTP, self._suspended)
+        self._make_raw()  # nobody has stopped us, if there is no shell to continue us
 
     def _continued(self) -> None:
         self._is_raw = False  # a shell has restored what it knows
@@ -174,6 +179,9 @@ class OwnTerminal:
         """What comes from our stdin, and its end, is typed at the command's terminal."""
         stdin = process.stdin
         assert stdin is not None
+        if sys.stdin is None:  # by now the number is something else's
+            stdin.write_eof()
+            return
         while True:
             await self._foreground()
             if not await self._readable() or self._is_elsewhere():
