@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..base import WithoutJobs
+from .limited import refuse
 from .pipes import Stdio
 from .popen import popen, see_off
 from .pure_child import PureChild, orphans
@@ -46,6 +47,7 @@ class PureBackend(WithoutJobs):
     ) -> PureChild:
         if sys.platform in WITHOUT_PROCESSES:
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
+        refuse(spec, None)
         orphans.reap()
         spec.check_open()
         began = perf_counter()
@@ -57,7 +59,7 @@ class PureBackend(WithoutJobs):
                 stdio.open(spec, loop)
             else:
                 open_terminal(stdio, spec, loop)
-            pid = popen(spec, stdio.theirs)
+            pid = popen(spec, stdio.theirs, None)
             child = PureChild(pid, stdio)
             watcher.add(child)
             stdio.finish()
