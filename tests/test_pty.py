@@ -97,6 +97,7 @@ async def test_a_shell(aioproc: Any) -> None:
         {"start_new_session": True},
         {"cwd": "/", "umask": 0o22},
         {"restore_signals": False},
+        {"nice": 3, "rlimits": {"nofile": 50}},
     ],
     ids="-".join,
 )
