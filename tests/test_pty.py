@@ -549,8 +549,9 @@ async def test_background_jobs_of_a_shell(aioproc: Any) -> None:
 async def test_a_shell_ends_with_its_terminal(aioproc: Any) -> None:
     """It passes over SIGTERM."""
     process = await start(aioproc, "bash", "--norc", "-i")
-    process.stdin.write(b"echo re''ady\n")
+    process.stdin.write(b"PS1=''prom''pt; echo re''ady\n")
     await said(process, b"ready")
+    await said(process, b"prompt")
     async with process:
         pass
     assert process.returncode == -signal.SIGHUP
