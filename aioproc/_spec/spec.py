@@ -251,10 +251,6 @@ class SpawnSpec:
         self._judge_limits(rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs)
         return self
 
-    def _judge_limits(self, *given: Any) -> None:
-        if given != (None, None, None, None, False):
-            _limits.judge(self, *given)
-
     def again(self, args: Sequence[Any]) -> SpawnSpec | None:
         """The same for another program and its arguments; None where that has to be built anew,
         since other things depend on it. Not of a shell's command, nor with `executable`."""
@@ -267,6 +263,10 @@ class SpawnSpec:
         if self.mark:
             other.mark = mark.new_mark()
         return other
+
+    def _judge_limits(self, *given: Any) -> None:
+        if given != (None, None, None, None, False):
+            _limits.judge(self, *given)
 
     def marked_block(self, text: bytes, count: int) -> tuple[list[bytes], int]:
         """The environment with the mark: NAME=value strings, each with its NUL, in parts that
