@@ -141,6 +141,8 @@ def _described(spec: SpawnSpec) -> tuple[str, StrOrBytesPath]:
 
 
 def _streams_described(spec: SpawnSpec) -> str:
+    if spec.terminal is not None:
+        return f" pty={spec.terminal}"
     stdin, stdout, stderr = (
         None if source is None else "<pipe>" if source == PIPE else str(source)
         for source in spec.stdio
@@ -329,6 +331,14 @@ async def create_subprocess_shell(
     return await _open_process(spec, limit)
 
 
+def _unless_terminal(kwds: dict[str, Any], *streams: Stream) -> tuple[Stream, Stream, Stream]:
+    """The default of these functions are pipes; of a child with a terminal, that."""
+    stdin, stdout, stderr = streams
+    if kwds.get("pty") and stdin == stdout == stderr == PIPE:
+        return None, None, None
+    return stdin, stdout, stderr
+
+
 async def subprocess_exec(
     protocol_factory: Callable[[], P],
     program: StrOrBytesPath,
@@ -364,6 +374,7 @@ async def subprocess_exec(
     Source:
         ``loop.subprocess_exec`` in asyncio's documentation.
     """
+    stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _exec_spec(
         "subprocess_exec", program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
     )
@@ -403,6 +414,7 @@ async def subprocess_shell(
     Source:
         ``loop.subprocess_shell`` in asyncio's documentation.
     """
+    stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
     return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
