@@ -90,7 +90,10 @@ def described(out: Path) -> set[str]:
     data = (out / "objects.inv").read_bytes().split(b"\n", 4)[4]
     lines = zlib.decompress(data).decode().splitlines()
     found = (re.match(r"(aioproc\S*) py:(?!module)", line) for line in lines)
-    return {match[1] for match in found if match}
+    names = {match[1] for match in found if match}
+    # Where a public class is defined is another name of it, for references alone.
+    aliases = {name for name in names if f"aioproc.{name.rpartition('.')[2]}" in names - {name}}
+    return names - aliases
 
 
 def public() -> Iterator[str]:
