@@ -1,0 +1,183 @@
+"""What aioproc is asked to do while something fails, and what it must come to otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import aioproc
+from aioproc import DEVNULL, PIPE
+
+#: More than a pipe holds.
+LARGE = b"0123456789abcde\n" * 8192
+SMALL = b"a line\n" * 100
+LINES = 2000
+
+
+class Operation(NamedTuple):
+    perform: Callable[[], Awaitable[Any]]
+    #: What it returns when nothing fails.
+    expected: Any
+    #: Of programs that do not exist, say: whether the C layer's and Popen's ways differ little
+    #: enough from another operation that the short form leaves it out.
+    rare: bool = False
+
+
+async def spawn() -> Any:
+    process = await aioproc.create_subprocess_exec("true")
+    return await process.wait()
+
+
+async def options() -> Any:
+    process = await aioproc.create_subprocess_exec(
+        "/bin/sh",
+        "-c",
+        "pwd; umask; echo $WORD",
+        stdin=DEVNULL,
+        stdout=PIPE,
+        cwd="/",
+        env={"WORD": "yes", "PATH": os.environ["PATH"]},
+        start_new_session=True,
+        pass_fds=[2],
+        umask=0o27,
+    )
+    return await process.communicate(), process.returncode
+
+
+async def ids() -> Any:
+    process = await aioproc.create_subprocess_exec(
+        "true", user=os.getuid(), group=os.getgid(), extra_groups=os.getgroups()
+    )
+    return await process.wait()
+
+
+def _nothing() -> None:
+    pass
+
+
+async def preexec() -> Any:
+    process = await aioproc.create_subprocess_exec("true", preexec_fn=_nothing)
+    return await process.wait()
+
+
+async def missing() -> Any:
+    try:
+        await aioproc.create_subprocess_exec("/nowhere/program", stdin=PIPE, stdout=PIPE)
+    except FileNotFoundError as error:
+        return error.filename
+    return "started"
+
+
+async def communicate() -> Any:
+    process = await aioproc.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+    return await process.communicate(LARGE), process.returncode
+
+
+async def streams() -> Any:
+    async with await aioproc.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE) as process:
+        process.stdin.write(b"first\n")
+        await process.stdin.drain()
+        first = await process.stdout.readline()
+        process.stdin.write_eof()
+        rest = await process.stdout.read()
+        return first, rest, await process.wait()
+
+
+async def kill() -> Any:
+    process = await aioproc.create_subprocess_exec("sleep", "1000", stdin=PIPE, stdout=PIPE)
+    process.kill()
+    return await process.communicate(), await process.wait()
+
+
+async def run() -> Any:
+    done = await aioproc.run("cat", input=SMALL)
+    return done.stdout, done.stderr, done.returncode
+
+
+async def run_slowly() -> Any:
+    """Long enough to be looked at, more than the pipes hold."""
+    done = await aioproc.run("/bin/sh", "-c", "sleep 0.02; cat; echo >&2", input=LARGE)
+    return done.stdout, done.stderr, done.returncode
+
+
+async def run_by_lines() -> Any:
+    lines = []
+
+    async def take(stream: str, line: str) -> None:
+        lines.append(line)
+
+    with tempfile.TemporaryFile() as file:
+        file.write(SMALL)
+        file.seek(0)
+        await aioproc.run("cat", stdin=file, on_line=take, text=True)
+    return lines
+
+
+#: It minds no SIGTERM, and neither does what it starts, some of it out of its session.
+FAMILY = (
+    "trap '' TERM; sleep 1000 & (sleep 1000 & setsid sleep 1000 & wait) & echo up; wait; wait"
+)
+
+
+async def _ended(how: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        await how()
+    except (aioproc.TimeoutExpired, asyncio.CancelledError) as error:
+        result = aioproc.partial_result(error)
+        assert result is not None
+        # Who is left is for the ledger to say.
+        return result.reason, result.stdout, result.returncode
+    return "nothing"
+
+
+async def time_out() -> Any:
+    async def how() -> Any:
+        # Which nobody waits for: it is up when the line has come.
+        await aioproc.run("/bin/sh", "-c", FAMILY, idle_timeout=0.05, stop=0.02)
+
+    return await _ended(how)
+
+
+async def cancel() -> Any:
+    async def how() -> Any:
+        up = asyncio.Event()
+        command = ("/bin/sh", "-c", FAMILY)
+        listening = aioproc.run(*command, on_line=lambda *_: up.set(), stop=0.01)
+        task = asyncio.ensure_future(listening)
+        waiter = asyncio.ensure_future(up.wait())
+        try:
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+        task.cancel()
+        await task
+
+    return await _ended(how)
+
+
+async def leftovers() -> Any:
+    command = ("/bin/sh", "-c", "sleep 1000 & setsid sleep 1000 & exit 3")
+    done = await aioproc.run(*command, check=False, leftovers="kill", drain=0.01, stop=0)
+    return done.returncode, done.reason
+
+
+OPERATIONS = {
+    "spawn": Operation(spawn, 0),
+    "options": Operation(options, ((b"/\n0027\nyes\n", None), 0)),
+    "ids": Operation(ids, 0, rare=True),
+    "preexec": Operation(preexec, 0, rare=True),
+    "missing": Operation(missing, "/nowhere/program", rare=True),
+    "communicate": Operation(communicate, ((LARGE, b""), 0)),
+    "streams": Operation(streams, (b"first\n", b"", 0)),
+    "kill": Operation(kill, ((b"", None), -signal.SIGKILL)),
+    "run": Operation(run, (SMALL, b"", 0)),
+    "run slowly": Operation(run_slowly, (LARGE, b"\n", 0)),
+    "run by lines": Operation(run_by_lines, SMALL.decode().splitlines(keepends=True)),
+    "time out": Operation(time_out, ("idle", b"up\n", -signal.SIGKILL)),
+    "cancel": Operation(cancel, ("cancelled", b"up\n", -signal.SIGKILL)),
+    "leftovers": Operation(leftovers, (3, "exit")),
+}

@@ -1,0 +1,207 @@
+"""The process in which system calls are made to fail: run by inject.c, told what to do by
+tools/faults.py.
+
+Reads cases, one JSON a line, and answers each in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import gc
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aioproc
+from aioproc import _backends
+from tools.reliability import ledger
+from tools.reliability.operations import OPERATIONS
+
+# The same in inject.c.
+FAULT, CALLS = 0x61696F70, 512
+HOW = {"refused": 0, "made": 1, "late": 2}
+ROLES = ("parent", "child")
+
+
+class Fault(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("role", "call", "occurrence", "error", "how")),
+        ("number", ctypes.c_int64),
+        ("hits", ctypes.c_int64),
+        ("bad_closes", ctypes.c_int64),
+        ("counts", ctypes.c_uint32 * CALLS * 2),
+    ]
+
+
+_prctl = ctypes.CDLL(None).prctl
+_prctl.argtypes = [ctypes.c_int, ctypes.c_void_p]
+
+#: Seconds in which an operation must end; for all of a case.
+PATIENCE, FUSE = 8.0, 25.0
+
+#: In the environment of all that we start.
+MARK = f"AIOPROC_FAULTS={os.getpid()}"
+
+
+def strays() -> list[str]:
+    """Who is alive of all that has been started, and is no child of ours: those the ledger
+    knows."""
+    own = {os.getpid(), *ledger.children()}
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        if int(name) in own:
+            continue
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        # A zombie has no environment.
+        if MARK.encode() in environment.split(b"\0"):
+            found.append(f"process {name} left: {command}")
+    return found
+
+
+class Notes:
+    """What is said beside results: by loggers, the loop's handler, finalizers, warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+        class Handler(logging.Handler):
+            def emit(handler, record: logging.LogRecord) -> None:
+                self.said.append(f"{record.name}: {record.getMessage()}"[:300])
+
+        logging.getLogger().addHandler(Handler())
+        sys.unraisablehook = lambda info: self.said.append(f"unraisable: {info.exc_value!r}")
+        warnings.showwarning = self._warned
+
+    def _warned(self, message: Any, *args: Any) -> None:
+        self.said.append(f"{type(message).__name__}: {message}"[:300])
+
+    def of_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.said.append(f"loop: {context['message']}: {error!r}"[:300])
+
+
+NOTES = Notes()
+
+
+@contextmanager
+def failing(case: dict[str, Any], fault: Fault) -> Iterator[None]:
+    fault.role, fault.call = ROLES.index(case["role"]), case["call"]
+    fault.occurrence, fault.error = case["occurrence"], case["error"]
+    fault.how, fault.number = HOW[case["how"]], THEIRS
+    gc.collect()
+    gc.disable()
+    _prctl(FAULT, ctypes.addressof(fault))
+    try:
+        yield
+    finally:
+        _prctl(FAULT, None)
+        gc.enable()
+
+
+async def outcome_of(name: str) -> dict[str, Any]:
+    operation = OPERATIONS[name]
+    try:
+        result = await asyncio.wait_for(operation.perform(), PATIENCE)
+    except asyncio.TimeoutError as error:
+        if not isinstance(error, aioproc.ProcessError):
+            return {"kind": "hangs"}
+        return described(error)
+    except (Exception, asyncio.CancelledError) as error:
+        return described(error)
+    if result == operation.expected:
+        return {"kind": "right"}
+    return {"kind": "returned", "text": repr(result)[:300]}
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": "raised", "type": type(error).__name__}
+    found["errno"] = getattr(error, "errno", None)
+    found["text"] = str(error)[:300]
+    return found
+
+
+async def perform(case: dict[str, Any], fault: Fault) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(NOTES.of_loop)
+    warm = case["warm"]
+    if warm:
+        await OPERATIONS["spawn"].perform()
+    before = ledger.take(loop)
+    with failing(case, fault):
+        outcome = await outcome_of(case["operation"])
+    after = [await outcome_of("run"), await outcome_of("spawn")]
+    # Kept for the next child of this loop.
+    own = ("eventpoll", "timerfd", "still watched")
+    left = await ledger.settled(before, 0.5 if not warm else 3.0)
+    if not warm:
+        left = [text for text in left if not any(word in text for word in own)]
+    return {"outcome": outcome, "after": after, "left": left}
+
+
+def answer(case: dict[str, Any]) -> dict[str, Any]:
+    faulthandler.dump_traceback_later(FUSE, exit=True)
+    NOTES.said.clear()
+    fault = Fault()
+    before = ledger.take()
+    try:
+        result = asyncio.run(perform(case, fault))
+    except BaseException as error:
+        ended = {**described(error), "kind": "loop ended"}
+        result = {"outcome": ended, "after": [], "left": []}
+        end = time.monotonic() + 3
+    while True:
+        gc.collect()
+        ledger.reap()
+        left = ledger.differences(before, ledger.take()) + strays()
+        if not left or time.monotonic() > end:
+            break
+        time.sleep(0.002)
+    result["left"] += [text for text in left if text not in result["left"]]
+    faulthandler.cancel_dump_traceback_later()
+    result["hits"], result["bad_closes"] = fault.hits, fault.bad_closes
+    result["notes"] = list(NOTES.said)
+    if not case["occurrence"]:
+        result["counts"] = {
+            role: {call: n for call, n in enumerate(fault.counts[i]) if n}
+            for i, role in enumerate(ROLES)
+        }
+    return result
+
+
+#: A descriptor of somebody else.
+THEIRS = os.open("/dev/null", os.O_RDONLY)
+
+
+def main() -> None:
+    name, _, value = MARK.partition("=")
+    os.environ[name] = value
+    faulthandler.enable()
+    warnings.simplefilter("always")
+    backend = _backends.current()
+    print(json.dumps({"backend": f"{backend.name}, {backend.strategy}"}), flush=True)
+    # All that is made at a first use.
+    for operation in OPERATIONS.values():
+        asyncio.run(operation.perform())  # type: ignore[arg-type]
+    json.dumps(described(ValueError()))
+    while threading.active_count() > 1:  # that looks for trees
+        time.sleep(0.01)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
