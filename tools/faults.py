@@ -112,7 +112,7 @@ ERRORS = {
 CANNOT_FAIL = set(
     "brk clock_gettime clock_nanosleep exit exit_group futex getegid geteuid getgid getgroups "
     "getpgrp getpid getppid getrandom getresgid getresuid getrusage getsid gettid getuid lseek "
-    "madvise munmap nanosleep rseq rt_sigreturn sched_getaffinity sched_yield set_robust_list "
+    "madvise munmap nanosleep restart_syscall rseq rt_sigreturn rt_tgsigqueueinfo sched_getaffinity sched_yield set_robust_list "
     "sigaltstack sysinfo timerfd_settime umask uname".split()
 )
 
@@ -284,6 +284,10 @@ ALSO = {
     "ENOMEM": ("MemoryError",),
 }
 
+#: What follows from a fault that no kernel makes: a pipe cannot be read with EIO, so that the
+#: number is taken for somebody else's (exec_result in csrc/posix/children.c), and not closed.
+ARTEFACTS = [("read", "EIO", r"^descriptor \d+ left open: pipe")]
+
 
 def told(case: Case, outcome: dict[str, Any]) -> bool:
     """Whether the exception says what has failed."""
@@ -301,10 +305,15 @@ def verdict(case: Case, answer: dict[str, Any]) -> list[str]:
     if answer["bad_closes"]:
         wrong.append(f"{answer['bad_closes']} descriptors closed that were not open")
     wrong += [f"the next one: {after}" for after in answer["after"] if after["kind"] != "right"]
+    for call, error, pattern in ARTEFACTS:
+        if (case.call, case.error) == (call, error):
+            wrong = [text for text in wrong if not re.search(pattern, text)]
     outcome = answer["outcome"]
     kind = outcome["kind"]
     if kind == "right" or (kind == "raised" and told(case, outcome)):
         return wrong
+    if kind == "returned" and (case.call, case.error) in (("write", "EPIPE"), ("writev", "EPIPE")):
+        return wrong  # as if the child had read no more
     return [*wrong, f"{kind}: {outcome.get('type', '')} {outcome.get('text', '')}"]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._backends.base import ResourceUsage
+from .._backends.base import READS_NO_MORE, ResourceUsage
 from .._notes import add_note
 from .._sink import Sink
 from .._trees import ProcessTree
@@ -231,9 +231,9 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
 
         MemoryError, or what broke a pipe: all of it stays where it is.
         """
-        for fd in (1, 2):
-            if fd in self._errors and fd in self._pipes:
-                raise self._errors[fd]
+        for fd, error in self._errors.items():
+            if fd in self._pipes and not (fd == 0 and isinstance(error, READS_NO_MORE)):
+                raise error
         outputs: list[Any] = [None, None]
         readers = []
         for fd in (1, 2):

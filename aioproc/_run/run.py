@@ -227,7 +227,7 @@ class Run:
         stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
         child.stdin = child.stdout = child.stderr = None
         if stdin is not None:
-            self._feed = Feed(stdin)
+            self._feed = Feed(stdin, self._fail)
             if settings.data is not None:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
             else:

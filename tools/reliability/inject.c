@@ -1,9 +1,9 @@
 /* Has one system call of a program fail: inject PROGRAM ARGS...
  *
- * The program says which, when, and asks what has become of it, by prctl(FAULT, address of
- * a struct fault) and prctl(FAULT, 0); no such option is known to the kernel. In between,
- * the calls of all its threads count, and those of its children before their exec; then
- * they are let go. By ptrace, so that calls which pass the C library by are seen as well.
+ * The program says which by a signal to itself, with the address of a struct fault, and by
+ * another without asks what has become of it. In between, the calls of all its threads count,
+ * and those of its children before their exec; then they are let go. By ptrace, so that calls
+ * which pass the C library by are seen as well.
  *
  * Linux 5.3 or newer on x86_64. Ends as the program does. */
 #define _GNU_SOURCE
@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -28,7 +29,8 @@
 #endif
 
 /* From here on the same in victim.py. */
-enum { FAULT = 0x61696f70, CALLS = 512 };
+enum { CALLS = 512 };
+#define TELL (SIGRTMIN + 7)
 enum { PARENT = 0, CHILD = 1 };
 enum {
   REFUSED = 0, /* it is not made, and fails */
@@ -51,7 +53,6 @@ typedef struct {
   int role;
   bool fails; /* the call that it is in */
   bool closes;
-  bool speaks; /* to us */
 } tracee;
 
 enum { MOST = 256 };
@@ -109,27 +110,28 @@ static void change(pid_t pid, bool call, long value) {
   ptrace(PTRACE_SETREGS, pid, 0, &registers);
 }
 
-static void spoken_to(uintptr_t address) {
+static void told(uintptr_t address) {
   if (address) {
     place = address;
     copy(true, &fault, place, sizeof fault);
     armed = true;
+    for (int i = 0; i < MOST; i++) /* are told to say what they call */
+      if (tracees[i].pid) ptrace(PTRACE_INTERRUPT, tracees[i].pid, 0, 0);
   } else if (armed) {
     armed = false;
     copy(false, &fault, place, sizeof fault);
   }
 }
 
+/* What only changes or ends something asks the kernel for nothing. */
+static bool can_fail(long call, const uint64_t *args) {
+  return call != SYS_epoll_ctl || args[1] == EPOLL_CTL_ADD;
+}
+
 static void entered(tracee *who, const struct __ptrace_syscall_info *info) {
   const uint64_t *args = info->entry.args;
   long call = (long)info->entry.nr;
-  if (who->role == PARENT && call == SYS_prctl && args[0] == FAULT) {
-    spoken_to((uintptr_t)args[1]);
-    who->speaks = true;
-    change(who->pid, true, -1);
-    return;
-  }
-  if (!armed || call < 0 || call >= CALLS) return;
+  if (!armed || call < 0 || call >= CALLS || !can_fail(call, args)) return;
   uint32_t count = ++fault.counts[who->role][call];
   who->closes = call == SYS_close && who->role == PARENT;
   if (who->role != fault.role || call != fault.call || count != fault.occurrence) return;
@@ -145,13 +147,11 @@ static void entered(tracee *who, const struct __ptrace_syscall_info *info) {
 }
 
 static void left(tracee *who, const struct __ptrace_syscall_info *info) {
-  if (who->speaks)
-    change(who->pid, false, 0);
-  else if (who->fails)
+  if (who->fails)
     change(who->pid, false, (long)-fault.error);
   else if (who->closes && armed && info->exit.rval == -EBADF)
     fault.bad_closes++;
-  who->speaks = who->fails = who->closes = false;
+  who->fails = who->closes = false;
 }
 
 static void at_call(tracee *who) {
@@ -164,24 +164,29 @@ static void at_call(tracee *who) {
     left(who, &info);
 }
 
+static bool is_for_us(pid_t pid, int signal, uintptr_t *address) {
+  siginfo_t info;
+  if (signal != TELL || ptrace(PTRACE_GETSIGINFO, pid, 0, &info) < 0) return false;
+  *address = (uintptr_t)info.si_value.sival_ptr;
+  return true;
+}
+
 /* What the tracee goes on by, and with which signal. */
 static int stopped(tracee *who, int status, int *signal) {
   int what = WSTOPSIG(status), event = status >> 16;
+  uintptr_t address;
   *signal = 0;
-  switch (event) {
-    case 0:
-      if (what == (SIGTRAP | 0x80))
-        at_call(who);
-      else
-        *signal = what;
-      return PTRACE_SYSCALL;
-    case PTRACE_EVENT_EXEC: /* what it does from now on is its own */
-      return who->pid == program ? PTRACE_SYSCALL : PTRACE_DETACH;
-    case PTRACE_EVENT_STOP: /* new, or stopped by a signal */
-      return what == SIGTRAP ? PTRACE_SYSCALL : PTRACE_LISTEN;
-    default:
-      return PTRACE_SYSCALL;
-  }
+  if (event == 0 && what == (SIGTRAP | 0x80))
+    at_call(who);
+  else if (event == 0 && is_for_us(who->pid, what, &address))
+    told(address);
+  else if (event == 0)
+    *signal = what;
+  else if (event == PTRACE_EVENT_STOP && what != SIGTRAP)
+    return PTRACE_LISTEN; /* stopped by a signal, and neither new nor interrupted by us */
+  /* What a child does after its exec is its own. */
+  if (who->role == CHILD && (!armed || event == PTRACE_EVENT_EXEC)) return PTRACE_DETACH;
+  return armed ? PTRACE_SYSCALL : PTRACE_CONT;
 }
 
 static void start(char **argv) {

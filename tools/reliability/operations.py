@@ -22,9 +22,8 @@ class Operation(NamedTuple):
     perform: Callable[[], Awaitable[Any]]
     #: What it returns when nothing fails.
     expected: Any
-    #: Of programs that do not exist, say: whether the C layer's and Popen's ways differ little
-    #: enough from another operation that the short form leaves it out.
-    rare: bool = False
+    #: Whether more than a child may have to be ended.
+    makes_trees: bool = False
 
 
 async def spawn() -> Any:
@@ -168,16 +167,16 @@ async def leftovers() -> Any:
 OPERATIONS = {
     "spawn": Operation(spawn, 0),
     "options": Operation(options, ((b"/\n0027\nyes\n", None), 0)),
-    "ids": Operation(ids, 0, rare=True),
-    "preexec": Operation(preexec, 0, rare=True),
-    "missing": Operation(missing, "/nowhere/program", rare=True),
+    "ids": Operation(ids, 0),
+    "preexec": Operation(preexec, 0),
+    "missing": Operation(missing, "/nowhere/program"),
     "communicate": Operation(communicate, ((LARGE, b""), 0)),
     "streams": Operation(streams, (b"first\n", b"", 0)),
     "kill": Operation(kill, ((b"", None), -signal.SIGKILL)),
     "run": Operation(run, (SMALL, b"", 0)),
     "run slowly": Operation(run_slowly, (LARGE, b"\n", 0)),
     "run by lines": Operation(run_by_lines, SMALL.decode().splitlines(keepends=True)),
-    "time out": Operation(time_out, ("idle", b"up\n", -signal.SIGKILL)),
-    "cancel": Operation(cancel, ("cancelled", b"up\n", -signal.SIGKILL)),
-    "leftovers": Operation(leftovers, (3, "exit")),
+    "time out": Operation(time_out, ("idle", b"up\n", -signal.SIGKILL), True),
+    "cancel": Operation(cancel, ("cancelled", b"up\n", -signal.SIGKILL), True),
+    "leftovers": Operation(leftovers, (3, "exit"), True),
 }
