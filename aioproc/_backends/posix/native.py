@@ -584,6 +584,11 @@ class PosixBackend(WithoutJobs):
                 port.abandon(request.token)
             raise
         finally:
+            if data is not None:
+                # An error's traceback holds us, and may be in a cycle. Python's collector
+                # would then clear the memoryview first, under what has taken its buffer, and
+                # crash at the release of that.
+                ffi.release(data)
             if request.text:
                 lib.ap_text_free(request.text)
 
