@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
@@ -97,7 +98,9 @@ def differences(before: Ledger, now: Ledger) -> list[str]:
     return found
 
 
-async def settled(before: Ledger, seconds: float = 3.0) -> list[str]:
+async def settled(
+    before: Ledger, ignored: Callable[[str], object], seconds: float = 3.0
+) -> list[str]:
     """What is left when the kernel and the loop had their time."""
     loop = asyncio.get_running_loop()
     end = time.monotonic() + seconds
@@ -105,7 +108,7 @@ async def settled(before: Ledger, seconds: float = 3.0) -> list[str]:
     while True:
         gc.collect()
         reap()
-        found = differences(before, take(loop))
+        found = [text for text in differences(before, take(loop)) if not ignored(text)]
         if not found or time.monotonic() > end:
             return found
         await asyncio.sleep(pause)

@@ -88,8 +88,9 @@ async def streams() -> Any:
 
 async def kill() -> Any:
     process = await aioproc.create_subprocess_exec("sleep", "1000", stdin=PIPE, stdout=PIPE)
-    process.kill()
-    return await process.communicate(), await process.wait()
+    async with process:
+        process.kill()
+        return await process.communicate(), await process.wait()
 
 
 async def run() -> Any:

@@ -58,8 +58,9 @@ def tell(address: int | None) -> None:
 #: Seconds in which an operation must end; for all of a case.
 PATIENCE, FUSE = 4.0, 25.0
 
-#: Descriptors of a loop's port.
+#: What a loop keeps for its next child comes, and goes when there is none for long.
 PORT = re.compile(r"eventpoll|timerfd")
+NEW_PORT = re.compile(r"eventpoll|timerfd|still watched")
 
 #: In the environment of all that we start.
 MARK = f"AIOPROC_FAULTS={os.getpid()}"
@@ -156,10 +157,7 @@ async def perform(case: dict[str, Any], fault: Fault) -> dict[str, Any]:
     with failing(case, fault):
         outcome = await outcome_of(case["operation"])
     after = [await outcome_of("run"), await outcome_of("spawn")]
-    # What is kept for the next child of this loop may come, and go when there is none for long.
-    left = await ledger.settled(before, 0.5 if not warm else 3.0)
-    left = [text for text in left if warm or "still watched" not in text]
-    left = [text for text in left if not PORT.search(text)]
+    left = await ledger.settled(before, (PORT if warm else NEW_PORT).search)
     return {"outcome": outcome, "after": after, "left": left}
 
 
