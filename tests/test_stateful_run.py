@@ -65,8 +65,9 @@ class Runs(Machine):
     @rule(
         how=st.sampled_from([("leave", True), ("kill", True), ("leave", False)]),
         listens=st.booleans(),
+        patient=st.booleans(),
     )
-    def start(self, how: tuple[str, bool], listens: bool) -> None:
+    def start(self, how: tuple[str, bool], listens: bool, patient: bool) -> None:
         self.mark = f"STATEFUL={os.getpid()}.{next(_numbers)}"
         self.output = {1: b"", 2: b""}
         #: Of those that the child has started: all, who has its pipes, who minds no SIGTERM.
@@ -80,6 +81,8 @@ class Runs(Machine):
         self.orders, self.answers = (os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in paths)
         self.leftovers, self.tree = how
         self.listens = listens
+        #: There is time for all who mind SIGTERM, and so there is to be nobody else.
+        self.patient = patient
         name, _, value = self.mark.partition("=")
         options: dict[str, Any] = {"on_output": self.hear} if listens else {}
         self.running = asyncio.ensure_future(
@@ -87,7 +90,7 @@ class Runs(Machine):
                 *("/bin/sh", "-c", OBEYS, "sh", *paths),
                 leftovers=self.leftovers,
                 tree=self.tree,
-                stop=0.03,
+                stop=FUSE if patient else 0.03,
                 drain=0.02,
                 check=False,
                 env_update={name: value},
@@ -128,7 +131,7 @@ class Runs(Machine):
         self.output[fd] += b"0" * size
         self.order(f"printf '%0{size}d' 0 >&{fd}")
 
-    @precondition(lambda self: self.is_running)
+    @precondition(lambda self: self.is_running and not self.patient)
     @rule()
     def mind_no_term(self) -> None:
         self.child_is_stubborn = True
@@ -138,6 +141,7 @@ class Runs(Machine):
     @rule(holds=st.booleans(), minds=st.booleans(), leaves=st.sampled_from(["", "setsid "]))
     def beget(self, holds: bool, minds: bool, leaves: str) -> None:
         """A process of its own, which goes on."""
+        minds = minds or self.patient
         self.others += 1
         self.holders += holds
         # What is ignored is inherited.
@@ -228,10 +232,12 @@ class Runs(Machine):
 
     def is_ended(self, result: Any, hurried: bool = False) -> None:
         stubborn = self.child_is_stubborn or (self.tree and self.stubborn)
-        if not hurried:
-            assert result.forced == ("kill" if stubborn else "stop")
-            number = signal.SIGKILL if self.child_is_stubborn else signal.SIGTERM
-            assert result.signal == number
+        if stubborn:
+            assert result.forced == "kill"
+        elif self.patient and not hurried:
+            assert (result.forced, result.signal) == ("stop", signal.SIGTERM)
+        if self.child_is_stubborn:
+            assert result.signal == signal.SIGKILL
         if self.tree:
             assert result.left == []
             self.live(0)
@@ -253,6 +259,6 @@ class Runs(Machine):
             self.cancel(1)
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(1000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("examples", [6, pytest.param(300, marks=pytest.mark.heavy)])
 def test_runs(aioproc: Any, any_loop: Callable[[], Loop], examples: int) -> None:
     explore(partial(Runs, aioproc), any_loop, examples, 8)

@@ -197,7 +197,9 @@ class Processes(Machine):
         return ROOM - max(self.left(1), self.left(2))
 
     @precondition(lambda self: not self.closed)
-    @rule(pieces=st.lists(st.sampled_from([b"a", b"line\n", b"\n", b"x" * 3000 + b"\n"]), max_size=4))
+    @rule(
+        pieces=st.lists(st.sampled_from([b"a", b"line\n", b"\n", b"x" * 3000 + b"\n"]), max_size=4)
+    )
     def write(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)[: max(0, self.room)]
         self.written += data

@@ -104,9 +104,8 @@ class Jobs:
         raise Wrong("started what is not there")
 
     async def block(self) -> None:
-        async with await aioproc.create_subprocess_exec(
-            "cat", stdin=PIPE, stdout=PIPE
-        ) as process:
+        async with await aioproc.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE) as process:
+            assert process.stdin is not None
             process.stdin.write(self._data())
             await self._moment()
 

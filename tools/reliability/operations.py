@@ -78,6 +78,8 @@ async def communicate() -> Any:
 
 async def streams() -> Any:
     async with await aioproc.create_subprocess_exec("cat", stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(b"first\n")
         await process.stdin.drain()
         first = await process.stdout.readline()
@@ -118,9 +120,7 @@ async def run_by_lines() -> Any:
 
 
 #: It minds no SIGTERM, and neither does what it starts, some of it out of its session.
-FAMILY = (
-    "trap '' TERM; sleep 1000 & (sleep 1000 & setsid sleep 1000 & wait) & echo up; wait; wait"
-)
+FAMILY = "trap '' TERM; sleep 1000 & (sleep 1000 & setsid sleep 1000 & wait) & echo up; wait; wait"
 
 
 async def _ended(how: Callable[[], Awaitable[Any]]) -> Any:

@@ -97,7 +97,7 @@ class Notes:
 
         logging.getLogger().addHandler(Handler())
         sys.unraisablehook = lambda info: self.said.append(f"unraisable: {info.exc_value!r}")
-        warnings.showwarning = self._warned
+        warnings.showwarning = self._warned  # type: ignore[assignment]
 
     def _warned(self, message: Any, *args: Any) -> None:
         self.said.append(f"{type(message).__name__}: {message}"[:300])

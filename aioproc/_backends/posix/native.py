@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
+from signal import SIGKILL
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from ..stdio import PIPE
 from ..watcher import REJOIN, Watcher, Watchers, by_loop
 from .environment import inherited
 from .pipes import Stdio, is_uvloops, make_blocking
-from .popen import popen, see_off
+from .popen import leads_group, popen, see_off
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
@@ -606,10 +607,12 @@ class PosixBackend(WithoutJobs):
             port.children[token] = child
             return child
         except BaseException:
-            if token > 0:
-                port.abandon(token)
+            if token <= 0:
+                see_off(pid, spec)
             else:
-                see_off(pid)
+                if leads_group(spec):
+                    lib.ap_signal_group(token, SIGKILL, group_by)
+                port.abandon(token)
             raise
 
     def _request(self, spec: SpawnSpec, port: _Port, lazy: bool) -> tuple[Any, bytes]:
