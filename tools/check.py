@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
 import re
 import shutil
 import signal
@@ -194,6 +195,21 @@ def cpython() -> None:
     run(sys.executable, "tools/cpython_tests.py", "--install")
 
 
+def faults(*words: str) -> Check:
+    """System calls that fail: all of them, or a sample."""
+
+    def check() -> str:
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            raise Skipped("Linux on x86_64 only")
+        if shutil.which("cc") is None:
+            raise Skipped("no C compiler")
+        own = ["--only", "pure"] if WITHOUT_EXTENSION else []
+        last = run(sys.executable, "tools/faults.py", *words, *own).splitlines()[-1]
+        return last
+
+    return check
+
+
 def suite() -> str:
     return pytest()
 
@@ -242,6 +258,20 @@ def strict() -> str:
 
 def heavy() -> str:
     return pytest("-m", "heavy")
+
+
+def soak() -> None:
+    """Children of all kinds, and what can come between: two minutes."""
+    if sys.platform != "linux":
+        raise Skipped("Linux only")
+    run(sys.executable, "tools/soak.py")
+
+
+def mutants() -> str:
+    """Planted mistakes, which the tools have to notice."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or WITHOUT_EXTENSION:
+        raise Skipped("Linux on x86_64 with the extension only")
+    return run(sys.executable, "tools/mutants.py").splitlines()[-1]
 
 
 def cpython_more() -> None:
@@ -301,7 +331,10 @@ def sanitizers() -> str:
     ]
     with copy_of_tree() as tree:
         run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
-        return pytest(*left_out, cwd=tree, env=testing)
+        summary = pytest(*left_out, cwd=tree, env=testing)
+        words = ["--seconds", "60", "--any-memory", "--loop", "asyncio"]
+        run(sys.executable, "tools/soak.py", *words, cwd=tree, env=testing)
+        return summary
 
 
 def kqueue() -> str:
@@ -409,6 +442,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
     if not WITHOUT_EXTENSION:
         checks["build"] = build
     checks |= {"lint": lint, "types": types, "demo": demo, "cpython": cpython}
+    # Enough of them that a new fault of a frequent kind is met within a few runs; the rest
+    # is drawn by each day's seed.
+    checks["faults"] = faults("--seconds", "40", "--seed", time.strftime("%j"))
     if everything:
         checks |= {
             "native": forced("AIOPROC_BACKEND", "native"),
@@ -420,6 +456,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "strict": strict,
             "heavy": heavy,
             "sanitizers": sanitizers,
+            "faults-all": faults(),
+            "soak": soak,
+            "mutants": mutants,
             "kqueue": kqueue,
             "sdist": sdist,
             "emscripten": emscripten,

@@ -129,6 +129,8 @@ async def _ended(how: Callable[[], Awaitable[Any]]) -> Any:
     except (aioproc.TimeoutExpired, asyncio.CancelledError) as error:
         result = aioproc.partial_result(error)
         assert result is not None
+        if result.error is not None:
+            raise result.error from None
         # Who is left is for the ledger to say.
         return result.reason, result.stdout, result.returncode
     return "nothing"
