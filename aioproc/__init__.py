@@ -10,8 +10,9 @@
 
     asyncio.run(main())
 
+:func:`open_process` starts a process to talk to, and ends it with all that it has started.
 And there is the API of :mod:`asyncio.subprocess`, without its faults:
-:func:`create_subprocess_exec` and so on, for those who read and write as they go.
+:func:`create_subprocess_exec` and so on.
 
 ``python -m aioproc`` tells which backend is in use, and why; :func:`backend_info` does so
 for programs.
@@ -27,14 +28,16 @@ from ._api import (
     subprocess_exec,
     subprocess_shell,
 )
-from ._asyncio.process import Process
+from ._asyncio.process import Process, TextProcess
 from ._asyncio.streams import StreamReader
+from ._asyncio.text import TextReader, TextWriter
 from ._asyncio.transport import SubprocessTransport
 from ._asyncio.writer import StreamWriter
 from ._backends.base import UNKNOWN_EXIT, ResourceUsage
 from ._info import backend_info
 from ._install import install, installed, is_installed, uninstall
 from ._job import Job
+from ._open import open_process
 from ._run.api import run, run_shell
 from ._run.command import Command
 from ._run.result import (
@@ -64,6 +67,9 @@ __all__ = [
     "StreamReader",
     "StreamWriter",
     "SubprocessTransport",
+    "TextProcess",
+    "TextReader",
+    "TextWriter",
     "TimeoutExpired",
     "backend_info",
     "create_subprocess_exec",
@@ -71,6 +77,7 @@ __all__ = [
     "install",
     "installed",
     "is_installed",
+    "open_process",
     "partial_result",
     "run",
     "run_shell",

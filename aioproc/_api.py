@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from . import _backends
 from ._asyncio.pipes import logger
-from ._asyncio.process import Process, StreamProtocol
+from ._asyncio.process import Process
+from ._asyncio.protocol import StreamProtocol
 from ._asyncio.transport import SubprocessTransport
 from ._backends.base import TEXT_BUSY_PAUSES, Child
 from ._backends.watcher import crowded
@@ -150,7 +151,7 @@ def _streams_described(spec: SpawnSpec) -> str:
     return text + ("" if stderr is None else f" stderr={stderr}")
 
 
-async def _open(
+async def open_transport(
     spec: SpawnSpec, protocol: asyncio.SubprocessProtocol, loop: asyncio.AbstractEventLoop
 ) -> SubprocessTransport:
     debug = loop.get_debug()
@@ -180,7 +181,7 @@ async def _open(
 async def _open_process(spec: SpawnSpec, limit: int | None) -> Process:
     loop = asyncio.get_running_loop()
     protocol = StreamProtocol(limit, loop)
-    transport = await _open(spec, protocol, loop)
+    transport = await open_transport(spec, protocol, loop)
     try:
         return Process(transport, protocol, loop)
     except BaseException:  # Ctrl-C
@@ -277,7 +278,7 @@ async def subprocess_exec(
     )
     protocol = protocol_factory()
     try:
-        return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+        return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
     except FileNotFoundError as error:
         explain_missing(error, spec)
         raise
@@ -295,4 +296,4 @@ async def subprocess_shell(
     """subprocess_exec for a shell command, as loop.subprocess_shell."""
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
-    return await _open(spec, protocol, asyncio.get_running_loop()), protocol
+    return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import _api
-from ._asyncio.process import Process, StreamProtocol
+from ._asyncio.process import Process
+from ._asyncio.protocol import StreamProtocol
 
 #: asyncio's default for the length of a line, in bytes.
 ASYNCIO_LIMIT = 64 * 1024

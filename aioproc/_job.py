@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 from . import _backends
-from ._asyncio.process import to_the_end
 from ._backends.system import WINDOWS
 from ._trees.waiting import Waiters, until, wake
 
@@ -20,6 +19,21 @@ if WINDOWS:
 #: Seconds after which wait() looks for itself. Windows does not promise to deliver what
 #: it tells of a job ("JOBOBJECT_ASSOCIATE_COMPLETION_PORT structure").
 LOOK_AGAIN = 1.0
+
+
+async def to_the_end(ending: asyncio.Task[None]) -> None:
+    """Waits for a task that no cancellation of ours interrupts; then it counts."""
+    cancelled: asyncio.CancelledError | None = None
+    while not ending.done():
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError as error:
+            if ending.cancelled():
+                raise
+            cancelled = error
+    ending.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 class Job:

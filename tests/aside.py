@@ -13,6 +13,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +164,27 @@ def collect() -> None:
     those that others lead to which have one themselves."""
     for _ in range(4 if sys.implementation.name == "pypy" else 1):
         gc.collect()
+
+
+def reap_orphans() -> None:
+    """What every spawn does first."""
+    from aioproc._backends import pure
+
+    pure.orphans.reap()
+    if "aioproc._backends.posix.native" in sys.modules:
+        from aioproc._backends.posix import native as posix
+
+        posix.reap_orphans()
+
+
+def settle_now(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Waits for the kernel: a killed child needs a moment to be gone."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 async def settle(condition: Any, seconds: float = 10) -> bool:

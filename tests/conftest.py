@@ -10,7 +10,10 @@ A test takes one of these fixtures:
 
 Coroutine tests run on asyncio's own loop and on uvloop's; the oracle on asyncio's only,
 since uvloop has a subprocess implementation of its own. On Windows they run on asyncio's
-two loops, and on winloop's; the oracle on the Proactor loop only.
+two loops, and on winloop's; the oracle on the Proactor loop only. Elsewhere only the first
+backend runs a test on each loop, the others on one, now this and now that: what a backend
+does and what a loop does is the same whoever the other is, but for what is marked
+`every_pair`. A backend that is alone (AIOPROC_BACKEND=pure) is the first.
 
 AIOPROC_BACKEND=native or pure limits the backends. A missing extension, uvloop or winloop
 is an error unless it is waived: ``--no-native``, ``--no-uvloop``. ``--loop NAME`` limits the
@@ -28,10 +31,9 @@ import importlib
 import importlib.util
 import os
 import signal
-import sys
 import threading
-import time
 import types
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,16 +43,15 @@ import pytest
 import aioproc as aioproc_package
 from aioproc import _backends
 from aioproc._backends import pure
-from aside import WINDOWS, Aside, children, collect, is_alive, open_fds
+from aside import WINDOWS, Aside, children, collect, is_alive, open_fds, reap_orphans
 from aside import run_on as run
+from aside import settle_now as settle
+from endings import FUSE, family, heard
 from programs import CAT, python
 
-__all__ = ["is_alive", "python"]
+__all__ = ["FUSE", "family", "heard", "is_alive", "python"]
 
 Loop = asyncio.AbstractEventLoop
-
-#: Seconds; a fuse, never part of what is tested.
-FUSE = 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,7 +64,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "heavy: takes long; part of tools/check.py --full")
     config.addinivalue_line("markers", "root: needs to be root")
     config.addinivalue_line("markers", "primary: on the first backend and loop alone, unless")
-    config.addinivalue_line("markers", "everywhere: on all of them")
+    config.addinivalue_line("markers", "everywhere: on each of them, as what is not primary")
+    config.addinivalue_line("markers", "every_pair: on each backend with each loop")
+    config.addinivalue_line("markers", "one_loop: on each backend, with one of the loops")
     config.addinivalue_line("markers", "wine(reason): Wine does it in another way; fails there")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As a shell starts what is to run in the background. Children would inherit it.
@@ -172,14 +175,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = ("uvloop", "selector" if WINDOWS else "uvloop", "winloop")
         if "oracle" in item.name and any(name in item.name for name in others):
             return True
+        if item.get_closest_marker("every_pair"):
+            return False
+        function, _, rest = item.name.partition("[")
+        parts = rest.rstrip("]").split("-")
         if item.get_closest_marker("primary") and not item.get_closest_marker("everywhere"):
             if "aside" in getattr(item, "fixturenames", ()):
                 # The first, and the other backend on another loop.
                 pairs = [(names[0], loop_names[0]), ("pure", loop_names[-1])]
                 return not any("-".join(pair) in item.name for pair in pairs)
-            parts = item.name.partition("[")[2].rstrip("]").split("-")
             return any(part in parts for part in (*loop_names[1:], *names[1:]))
-        return False
+        return not WINDOWS and "aside" not in item.fixturenames and unpaired(item, function, parts)
+
+    def unpaired(item: pytest.Item, function: str, parts: list[str]) -> bool:
+        """Each backend and each loop has each test, but only the first backend has it with
+        each loop. Which loop the others have is by the test, so that there are all pairs."""
+        its_names = [part for part in parts if part in names]
+        its_loops = [part for part in parts if part in loop_names]
+        if len(its_names) != 1 or len(its_loops) != 1:
+            return False
+        number = names.index(its_names[0])
+        if number == 0 and not item.get_closest_marker("one_loop"):
+            return False
+        others = [part for part in parts if part not in (*names, *loop_names)]
+        seed = zlib.crc32("-".join([function, *others]).encode())
+        return its_loops[0] != loop_names[(seed + number) % len(loop_names)]
 
     items[:] = [item for item in items if not pointless(item)]
     if WINDOWS:
@@ -290,25 +310,6 @@ def new_loop(request: pytest.FixtureRequest) -> Callable[[], Loop]:
 # -- the leak guards
 
 
-def reap_orphans() -> None:
-    """What every spawn does first."""
-    pure.orphans.reap()
-    if "aioproc._backends.posix.native" in sys.modules:
-        from aioproc._backends.posix import native as posix
-
-        posix.reap_orphans()
-
-
-def settle(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Waits for the kernel: a killed child needs a moment to be gone."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.001)
-    return True
-
-
 def more_fds(before: dict[int, str]) -> dict[int, str]:
     """What is open now and was not before."""
     now = open_fds()
@@ -320,9 +321,25 @@ def more_fds(before: dict[int, str]) -> dict[int, str]:
     return more
 
 
+#: How many tests have been guarded.
+_guarded = 0
+
+
+def leave_alone_what_stays() -> None:
+    """Has the guards' collections not go through what is there for good: pytest keeps
+    something of each test, and after some thousands a collection took 20 ms. It comes right
+    after one, so that no garbage is kept."""
+    if hasattr(gc, "freeze"):  # PyPy has generations of its own
+        gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
+    global _guarded
     gc.collect()
+    _guarded += 1
+    if _guarded % 32 == 0:
+        leave_alone_what_stays()
     reap_orphans()
     fds, kids, threads = open_fds(), children(), set(threading.enumerate())
     yield
@@ -372,7 +389,5 @@ def warm_up(request: pytest.FixtureRequest) -> None:
                 previous = _backends.use(make_backend(name))
                 run(factory, a_child_with_pipes())
                 _backends.use(previous)
-    # What is there by now stays; the guards' collections need not go through it.
     gc.collect()
-    if hasattr(gc, "freeze"):  # PyPy has generations of its own
-        gc.freeze()
+    leave_alone_what_stays()

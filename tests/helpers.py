@@ -19,7 +19,7 @@ TESTS = Path(__file__).parent
 
 _PROLOGUE = """
 import asyncio, errno, os, signal, subprocess, sys
-from conftest import children, open_fds, reap_orphans, run, settle
+from aside import children, open_fds, reap_orphans, run_on as run, settle_now as settle
 from programs import *
 import aioproc
 if not WINDOWS:
@@ -82,7 +82,7 @@ async def _output_of(process: Any) -> bytes:
 async def script(code: str, *args: str, **options: Any) -> str:
     """Runs code in a process of its own, with the backend and the kind of loop of this
     test, for what would spoil this process: limits, filters, closed descriptors. It has
-    `aioproc`, `seccomp`, `run`, `new_event_loop`, the guards of conftest, and programs.
+    `aioproc`, `seccomp`, `run`, `new_event_loop`, what the guards look with, and programs.
     Its exit code must be 0; returns what it printed.
     """
     backend = _backends.current()

@@ -1,5 +1,8 @@
 """The programs that tests run as children: small ones of the system on POSIX, Python on
 Windows, where there are none. Each is an argument list; what it does is the same.
+
+Hundreds of Pythons that run aside import this, so it does without pytest, which would be
+half of their time.
 """
 
 from __future__ import annotations
@@ -7,8 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-
-import pytest
 
 WINDOWS = os.name == "nt"
 
@@ -18,17 +19,8 @@ NL = os.linesep.encode()
 #: The returncodes of a child that was killed, terminated, interrupted by us.
 KILLED, TERMINATED = (1, 1) if WINDOWS else (-9, -15)
 
-
-def posix_only(why: str) -> pytest.MarkDecorator:
-    """Says what it is that Windows has not."""
-    return pytest.mark.skipif(WINDOWS, reason=f"not on Windows: {why}")
-
-
 # Under Wine the drive is Linux' own root.
 HAS_PROC = os.name != "nt" and os.path.isdir("/proc/self/fd")
-proc_only = pytest.mark.skipif(not HAS_PROC, reason="no /proc as Linux has it")
-windows_only = pytest.mark.skipif(not WINDOWS, reason="about Windows")
-
 
 #: Lines end by \n alone, and the streams are in UTF-8, as on POSIX.
 _AS_ON_POSIX = (

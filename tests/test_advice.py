@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from conftest import run, settle
-from programs import CAT, SLEEP, TRUE, posix_only
+from marks import posix_only
+from programs import CAT, SLEEP, TRUE
 
 PIPE = asyncio.subprocess.PIPE
 

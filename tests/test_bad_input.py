@@ -20,9 +20,10 @@ from aioproc import _backends
 from aside import collect
 from conftest import open_fds
 from helpers import script
-from programs import CAT, TRUE, WINDOWS, posix_only
+from marks import posix_only
+from programs import CAT, TRUE, WINDOWS
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.one_loop]
 
 
 class NoString:

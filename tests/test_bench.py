@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import aioproc
+from conftest import settle
+from marks import proc_only
 from programs import WINDOWS
 
 if WINDOWS:
@@ -132,6 +134,55 @@ def test_who_has_a_run_is_measured_by_it(ours, work, monkeypatch):
     assert len(calls) == 2
     # But for the streams, by its defaults.
     assert all(options.keys() <= {"stdout", "stderr", "input"} for options in calls)
+
+
+@proc_only
+def test_endings_of_trees(ours, tmp_path):
+    saved = tmp_path / "results.json"
+    run = bench(
+        *("--only", "end-200,end-many", "--peers", f"{ours},asyncio", "--pairs", "1", "--quick"),
+        *("--count", "3", "--json", str(saved)),
+        TMPDIR=str(tmp_path),
+    )
+    assert run.returncode == 0, run.stderr
+    assert processes_of(tmp_path) == []
+    large, many = json.loads(saved.read_text())["rows"]
+    # Whoever cannot end a tree has no part in it.
+    assert set(large["values"]) == set(many["values"]) == {ours}
+    large, many = ({m: v for m, (v,) in row["values"][ours].items()} for row in (large, many))
+    assert 0 < large["time"] <= large["worst"]
+    assert all(large[which] > 0 for which in ("gap", "held", "signal gap", "idle gap"))
+    assert large["processes"] > 100  # some others may have ended meanwhile
+    assert many["processes"] > 200
+    assert all(many[which] > 0 for which in ("round", "scans", "rounds", "one round", "cpu"))
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The arguments of those that run a program in there; zombies have none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text(errors="replace").split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if words[0].startswith(f"{directory}/"):
+            found.append(" ".join(words[1:]))
+    return found
+
+
+@proc_only
+@pytest.mark.parametrize("what", ["crowd", "tree"])
+def test_idle_processes_stay_no_longer_than_the_benchmark(what, tmp_path):
+    programs.build(tmp_path)
+    # What the kernel does for whoever is killed: it closes their pipes.
+    command = [tmp_path / "child", what, "5"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.read(1) == b"+"
+        assert len(processes_of(tmp_path)) == 5
+        (first.stdin if what == "crowd" else first.stdout).close()
+        assert first.wait(60) == 0
+        # The crowd's first has waited for the others.
+        assert settle(lambda: not processes_of(tmp_path), 0 if what == "crowd" else 60)
 
 
 @needs_go

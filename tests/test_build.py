@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,19 @@ def listed() -> list[str]:
     return sorted(name for name in git.stdout.splitlines() if (ROOT / name).exists())
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the sources, without anything built."""
-    copy = tmp_path / "tree"
+def copy_of_sources(directory: Path) -> Path:
+    """Without anything built."""
+    copy = directory / "tree"
     ignore = shutil.ignore_patterns(
         "*.so", "__pycache__", "build", "dist", ".git", ".venv*", ".*cache", "*.egg-info"
     )
     shutil.copytree(ROOT, copy, ignore=ignore)
     return copy
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return copy_of_sources(tmp_path)
 
 
 def setup(
@@ -121,12 +126,44 @@ def assert_whole(wheel: Path) -> None:
     assert {name for name in found if not name.endswith((".so", ".pyd"))} == expected
 
 
-@pytest.mark.parametrize("state", [None, pytest.param("require", marks=pytest.mark.heavy)])
-def test_the_extension_is_built(tree: Path, state: str | None) -> None:
+def a_wheel(directory: Path, state: str | None) -> Path:
+    tree = copy_of_sources(directory)
     done = setup(tree, "bdist_wheel", state)
     assert done.returncode == 0, done.stderr
-    wheel = product(tree)
     assert "without the extension" not in done.stderr
+    return product(tree)
+
+
+@pytest.fixture(scope="module")
+def whole_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As it is made where nothing is said; for all that only look at it."""
+    return a_wheel(tmp_path_factory.mktemp("whole"), None)
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_wheel(tmp_path_factory.mktemp("pure"), "no")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    def copy(wheel: Path) -> Path:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        return Path(shutil.copy(wheel, tmp_path / "out"))
+
+    return copy
+
+
+@pytest.mark.heavy
+def test_the_extension_is_required(tmp_path: Path) -> None:
+    assert_native(a_wheel(tmp_path, "require"))
+
+
+def test_the_extension_is_built(whole_wheel: Path, copied: Callable[[Path], Path]) -> None:
+    assert_native(copied(whole_wheel))
+
+
+def assert_native(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [binary] = [name for name in archive.namelist() if name.endswith(".so")]
         assert binary.startswith("aioproc/_native.")
@@ -137,10 +174,8 @@ def test_the_extension_is_built(tree: Path, state: str | None) -> None:
     assert run_from(wheel) == ["native", "True"]
 
 
-def test_no_extension_when_told_so(tree: Path) -> None:
-    done = setup(tree, "bdist_wheel", "no")
-    assert done.returncode == 0, done.stderr
-    wheel = product(tree)
+def test_no_extension_when_told_so(pure_wheel: Path, copied: Callable[[Path], Path]) -> None:
+    wheel = copied(pure_wheel)
     assert_whole(wheel)
     assert_pure(wheel)
 
@@ -179,14 +214,13 @@ def test_other_states_are_refused(tree: Path) -> None:
     assert "AIOPROC_BUILD_EXTENSION is 'maybe'" in done.stderr
 
 
-def test_every_file_of_a_release_has_the_same_dependencies(tree: Path) -> None:
-    out = tree.parent / "out"
-    for command, state in (("bdist_wheel", "require"), ("bdist_wheel", "no"), ("sdist", "no")):
-        shutil.rmtree(tree / "build", ignore_errors=True)
-        done = setup(tree, command, state)
-        assert done.returncode == 0, done.stderr
-    files = sorted(out.iterdir())
-    assert len(files) == 3
+def test_every_file_of_a_release_has_the_same_dependencies(
+    tree: Path, whole_wheel: Path, pure_wheel: Path
+) -> None:
+    done = setup(tree, "sdist", "no")
+    assert done.returncode == 0, done.stderr
+    # The one that asks for cffi by platforms comes first.
+    files = [whole_wheel, pure_wheel, product(tree)]
     release_files.check(files)
     # What cannot be seen from one of them: cffi is asked for where there are wheels.
     [cffi] = [
@@ -232,10 +266,13 @@ def repacked(wheel: Path, name: str, *changes: tuple[str, str, str]) -> Path:
     ],
 )
 def test_files_that_must_not_be_released(
-    tree: Path, tag: str, changes: list[tuple[str, str, str]], why: str
+    pure_wheel: Path,
+    copied: Callable[[Path], Path],
+    tag: str,
+    changes: list[tuple[str, str, str]],
+    why: str,
 ) -> None:
-    assert setup(tree, "bdist_wheel", "no").returncode == 0
-    wheel = product(tree)
+    wheel = copied(pure_wheel)
     release_files.check([wheel])
     with pytest.raises(release_files.Wrong, match="missing: sdist, cp310-abi3 wheel for many"):
         release_files.check([wheel], release_files.WHEELS)
@@ -336,9 +373,8 @@ def test_pip_without_a_compiler(tree: Path) -> None:
     assert "not native: the extension cannot be imported" in done.stdout
 
 
-def test_types_are_part_of_the_package(tree: Path) -> None:
-    assert setup(tree, "bdist_wheel", "no").returncode == 0
-    with zipfile.ZipFile(product(tree)) as archive:
+def test_types_are_part_of_the_package(pure_wheel: Path) -> None:
+    with zipfile.ZipFile(pure_wheel) as archive:
         names = set(archive.namelist())
     assert {"aioproc/py.typed", "aioproc/_native.pyi"} <= names
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "aioproc").rglob("*.py")}

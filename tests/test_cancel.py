@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from aside import Aside, children, open_fds, settle
-from programs import CAT, KILLED, TRUE, posix_only, proc_only
+from marks import posix_only, proc_only
+from programs import CAT, KILLED, TRUE
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.every_pair]
 
 
 def create(aioproc: Any, *program: str) -> asyncio.Task[Any]:

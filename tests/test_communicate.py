@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from aioproc._asyncio.process import StreamProtocol
+from aioproc._asyncio.protocol import StreamProtocol
 from aside import collect
 from helpers import asyncio_since, readable
-from programs import CAT, NL, SLEEP, TEE, TRUE, WINDOWS, YES, posix_only, python, sh, shell
+from marks import posix_only
+from programs import CAT, NL, SLEEP, TEE, TRUE, WINDOWS, YES, python, sh, shell
 
 pytestmark = pytest.mark.asyncio
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from aside import settle
-from programs import CAT, TRUE, posix_only, python
+from marks import posix_only
+from programs import CAT, TRUE, python
 
 pytestmark = pytest.mark.asyncio
 

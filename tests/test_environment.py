@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 
 from helpers import output, script
-from programs import posix_only
+from marks import posix_only
 
 try:
     import ctypes
 except ImportError:  # some Pythons are built without
     ctypes = None  # type: ignore[assignment]
 
-pytestmark = [pytest.mark.asyncio, posix_only("another environment; see test_windows.py")]
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.one_loop,
+    posix_only("another environment; see test_windows.py"),
+]
 
 ENV = "/usr/bin/env"
 

@@ -23,7 +23,8 @@ from aioproc import UNKNOWN_EXIT
 from aside import Aside, settle
 from conftest import is_alive
 from conftest import settle as settle_now
-from programs import CAT, KILLED, TERMINATED, TRUE, posix_only, python
+from marks import posix_only
+from programs import CAT, KILLED, TERMINATED, TRUE, python
 
 asynchronous = pytest.mark.asyncio
 

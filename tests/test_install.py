@@ -28,7 +28,8 @@ from aioproc import _install
 from aioproc._asyncio import extra as _extra
 from aioproc._asyncio import process as _process
 from conftest import FUSE, loops, run
-from programs import CAT, KILLED, NL, TERMINATED, TRUE, WINDOWS, posix_only, python, sh, shell
+from marks import posix_only
+from programs import CAT, KILLED, NL, TERMINATED, TRUE, WINDOWS, python, sh, shell
 
 PIPE = asyncio.subprocess.PIPE
 LOOP_METHODS = ("subprocess_exec", "subprocess_shell")

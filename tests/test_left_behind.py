@@ -20,7 +20,8 @@ from aioproc._backends import pure
 from aside import Aside, children, collect, open_fds
 from aside import settle as settled
 from conftest import FUSE, Loop, is_alive, reap_orphans, run, settle
-from programs import CAT, SLEEP, TRUE, posix_only, proc_only, sh
+from marks import posix_only, proc_only
+from programs import CAT, SLEEP, TRUE, sh
 
 Factory = Callable[[], Loop]
 
@@ -545,7 +546,7 @@ def test_a_number_that_somebody_else_has_closed(aside: Aside) -> None:
 
 FOREIGN = """
 from aioproc._asyncio import process as _process
-_process.GRACE = 0.05
+_process.Process._steps = [(signal.SIGTERM, 0.05)]
 
 class Handler(logging.Handler):
     texts = []
@@ -602,33 +603,3 @@ def test_a_child_that_may_not_be_signalled(aside: Aside) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may change ids")
     aside.run(FOREIGN)
-
-
-RUN = """
-from aioproc._cli import run as _run
-from aioproc._asyncio import process as _process
-_process.GRACE = 0.05
-reader, writer = os.pipe()
-os.dup2(reader, 0)
-os.close(reader)
-
-async def main():
-    task = asyncio.ensure_future(_run.run(["cat"], 0.05, True))
-    assert await settle(children)
-    os.setresuid(65534, 65534, 65534)
-    print(await task)
-    os.close(writer)
-sys.stderr = sys.stdout
-logging.disable()
-run(main())
-"""
-
-
-@posix_only("users")
-@pytest.mark.root
-def test_run_of_a_child_that_may_not_be_signalled() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root may change ids")
-    lines = Aside().run(RUN).splitlines()
-    assert lines[-2:] == ["aioproc: timed out after 0.05 seconds", "124"]
-    assert "CPU and memory: unknown, the child goes on" in lines

@@ -21,7 +21,10 @@ from programs import CAT, KILLED, SLEEP, TERMINATED, TRUE, WINDOWS, ends, sh
 Factory = Callable[[], Loop]
 
 #: How many loops in a row. Under Wine a child takes its time.
-MANY = 30 if WINDOWS else 300
+in_a_row = pytest.mark.parametrize(
+    "count", [30 if WINDOWS else 60, pytest.param(300, marks=pytest.mark.heavy)]
+)
+pytestmark = pytest.mark.every_pair
 COPY_AND_END = "sys.stdout.buffer.write(sys.stdin.buffer.read()); sys.exit({})"
 
 
@@ -41,7 +44,8 @@ def noted() -> Iterator[list[str]]:
         sys.unraisablehook = hook
 
 
-def test_300_loops_in_a_row(aioproc: Any, new_loop: Factory) -> None:
+@in_a_row
+def test_many_loops_in_a_row(aioproc: Any, new_loop: Factory, count: int) -> None:
     async def main() -> None:
         process = await aioproc.create_subprocess_exec(*TRUE)
         assert await process.wait() == 0
@@ -49,14 +53,15 @@ def test_300_loops_in_a_row(aioproc: Any, new_loop: Factory) -> None:
     threads = threading.active_count()
     run(new_loop, main())
     fds = len(open_fds())
-    for _ in range(MANY):
+    for _ in range(count):
         run(new_loop, main())
     assert settle_now(lambda: len(open_fds()) <= fds)
     # The polling thread, where there is one, ends a moment after the last child.
     assert settle_now(lambda: threading.active_count() <= threads)
 
 
-def test_300_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory) -> None:
+@in_a_row
+def test_many_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory, count: int) -> None:
     async def main() -> None:
         await aioproc.create_subprocess_exec(*SLEEP, stdout=aioproc.PIPE)
 
@@ -68,13 +73,13 @@ def test_300_loops_that_each_leave_a_child(aioproc: Any, new_loop: Factory) -> N
         return len(open_fds()) <= fds
 
     with noted() as notes:
-        for i in range(MANY):
+        for i in range(count):
             run(new_loop, main())
-            if i % 50 == 49 or i == MANY - 1:
+            if i % 50 == 49 or i == count - 1:
                 assert settle_now(nothing_more)
     # One each, for a transport that nobody closed.
     assert set(notes) == {"ResourceWarning"}
-    assert len(notes) <= MANY
+    assert len(notes) <= count
     assert settle_now(lambda: threading.active_count() <= threads)
     # The guard of conftest.py sees that every child is gone.
 
@@ -140,7 +145,10 @@ def test_another_loop_reaps_what_one_left(aioproc: Any, new_loop: Factory) -> No
     """Who still holds the process is told how it ended."""
 
     async def leave() -> list[Any]:
-        return [await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE) for _ in range(100)]
+        count = 20 if WINDOWS else 100
+        return [
+            await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE) for _ in range(count)
+        ]
 
     async def other() -> None:
         for _ in range(10):

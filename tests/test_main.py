@@ -1,4 +1,4 @@
-"""``python -m aioproc`` and its ``run``; ``exec`` is in test_install.py."""
+"""``python -m aioproc``; its ``run`` is in test_cli_run.py, ``exec`` in test_install.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 import aioproc as aioproc_package
 from conftest import FUSE
 from helpers import environment
-from programs import SLEEP, TRUE, ends, posix_only, python
+from marks import posix_only
+from programs import TRUE
 
 ROOT = Path(aioproc_package.__file__).parent.parent
 
@@ -61,48 +62,6 @@ def test_the_report(aioproc: Any) -> None:
         assert own[name] == facts[name]
 
 
-def test_run_is_the_child(aioproc: Any) -> None:
-    env = environment(aioproc)
-    shout = python("import sys; print(sys.stdin.read().upper()); print('no', file=sys.stderr)")
-    done = main("run", "--", *shout, input="yes", env=env)
-    assert (done.returncode, done.stdout.split(), done.stderr.split()) == (0, ["YES"], ["no"])
-    done = main("run", *ends(3), env=env)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
-
-
-@posix_only("signals")
-def test_run_of_a_child_that_a_signal_ends() -> None:
-    assert main("run", "--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
-
-
-def test_run_with_a_timeout(aioproc: Any) -> None:
-    done = main("run", "--timeout", "0.05", "--", *SLEEP, env=environment(aioproc))
-    assert (done.returncode, done.stdout) == (124, "")
-    assert done.stderr == "aioproc: timed out after 0.05 seconds\n"
-    # So many that no lock can wait for as long.
-    assert main("run", "--timeout", "1e300", "--", *TRUE).returncode == 0
-
-
-def test_run_with_stats(aioproc: Any) -> None:
-    done = main("run", "--stats", "--", *TRUE, env=environment(aioproc))
-    assert (done.returncode, done.stdout) == (0, "")
-    assert [line.split("  ")[0] for line in done.stderr.splitlines()[:2]] == [
-        "wall time",
-        "CPU time",
-    ]
-
-
-def test_run_of_what_cannot_be_started(aioproc: Any, tmp_path: Path) -> None:
-    env = environment(aioproc)
-    done = main("run", "--", str(tmp_path / "nothing"), env=env)
-    assert done.returncode == 127
-    assert done.stderr.startswith("aioproc: ")
-    (tmp_path / "text.exe").write_text("no program")
-    done = main("run", "--", str(tmp_path / "text.exe"), env=env)
-    assert done.returncode == 126
-    assert done.stderr.startswith("aioproc: ")
-
-
 @pytest.mark.parametrize("arguments", [["run", "--", *TRUE], []], ids=["run", "report"])
 def test_a_backend_that_is_not_to_be_had(arguments: list[str]) -> None:
     done = main(*arguments, env={**os.environ, "AIOPROC_BACKEND": "other"})
@@ -114,11 +73,6 @@ def test_a_backend_that_is_not_to_be_had(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["run"], "a command is needed"),
-        (["run", "--"], "a command is needed"),
-        (["run", "--timeout", "soon", "--", "x"], "'soon' is not a positive number of seconds"),
-        (["run", "--timeout", "nan", "--", "x"], "'nan' is not a positive number of seconds"),
-        (["run", "--timeout", "0", "--", "x"], "'0' is not a positive number of seconds"),
         (["exec"], "a program is needed"),
         (["exec", "--limit", "0", "x.py"], "'0' is neither a number of bytes nor none"),
         (["exec", "--limit", "much", "x.py"], "'much' is neither a number of bytes nor none"),

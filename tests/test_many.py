@@ -14,7 +14,8 @@ import pytest
 
 from aside import children, open_fds, settle
 from conftest import run
-from programs import CAT, TRUE, WINDOWS, proc_only, python, sh
+from marks import proc_only
+from programs import CAT, TRUE, WINDOWS, python, sh
 
 asynchronous = pytest.mark.asyncio
 
@@ -70,7 +71,7 @@ async def alive_at_once(aioproc: Any, count: int) -> None:
 @asynchronous
 async def test_200_at_once(aioproc: Any) -> None:
     with room_for(400):
-        await alive_at_once(aioproc, 50 if WINDOWS else 200)
+        await alive_at_once(aioproc, 30 if WINDOWS else 200)
 
 
 @asynchronous
@@ -112,7 +113,7 @@ async def in_a_row(aioproc: Any, count: int, at_once: int) -> None:
 
 @asynchronous
 async def test_300_in_a_row(aioproc: Any) -> None:
-    await in_a_row(aioproc, 60 if WINDOWS else 300, 16)
+    await in_a_row(aioproc, 32 if WINDOWS else 300, 16)
 
 
 @asynchronous

@@ -29,7 +29,7 @@ import seccomp
 from conftest import open_fds, python
 from helpers import output, script, shell_output
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.one_loop]
 
 is_root = os.geteuid() == 0
 #: In sh without a program in between: the descriptors a child has. 3 is the directory.

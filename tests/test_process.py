@@ -14,6 +14,7 @@ from aioproc._asyncio import process as _process
 from aside import collect
 from conftest import is_alive, run, settle
 from helpers import on_wine
+from marks import posix_only
 from programs import (
     CAT,
     KILLED,
@@ -24,7 +25,6 @@ from programs import (
     TRUE,
     WINDOWS,
     YES,
-    posix_only,
     python,
     sh,
     shell,
@@ -302,7 +302,7 @@ async def test_context_closes_stdin(aioproc: Any) -> None:
 async def test_context_kills_what_does_not_end(
     aioproc: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_process, "GRACE", 0.02)
+    monkeypatch.setattr(_process.Process, "_steps", [(signal.SIGTERM, 0.02)])
     async with await aioproc.create_subprocess_shell(STUBBORN, stdout=aioproc.PIPE) as process:
         await process.stdout.readline()
     assert process.returncode == KILLED
@@ -338,7 +338,7 @@ async def test_context_left_by_a_cancellation(aioproc: Any) -> None:
 async def test_context_is_not_interrupted_while_it_ends(
     aioproc: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(_process, "GRACE", 1)
+    monkeypatch.setattr(_process.Process, "_steps", [(signal.SIGTERM, 0.2)])
     process = await aioproc.create_subprocess_exec(
         *python(
             "import os, signal, time\n"

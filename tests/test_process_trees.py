@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,16 +43,6 @@ daemon=$!
 """
 STAYS = ("sh", "-c", FAMILY + "exec sleep 1000 >/dev/null")
 LEAVES = ("sh", "-c", FAMILY + "exit 3")
-
-
-@pytest.fixture
-def family() -> Iterator[list[int]]:
-    """Whoever is left of a test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def start(aioproc: Any, family: list[int], *command: str, **options: Any) -> Any:
@@ -103,7 +92,7 @@ async def test_the_end_of_a_block(
     aioproc: Any, family: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One ignores SIGTERM, after its leader has died of it."""
-    monkeypatch.setattr(process_module, "GRACE", 0.2)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 0.2)])
     async with await start(aioproc, family, *STAYS) as process:
         pass
     assert process.returncode == -signal.SIGTERM
@@ -182,7 +171,10 @@ def test_one_that_may_not_be_ended_where_nobody_can_look(aside: Aside) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_block(aioproc: Any, family: list[int]) -> None:
+async def test_a_cancelled_block(
+    aioproc: Any, family: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second cancellation leaves out the grace."""
     process: Any = None
     there = asyncio.Event()
 
@@ -192,17 +184,14 @@ async def test_a_cancelled_block(aioproc: Any, family: list[int]) -> None:
             there.set()
             await asyncio.sleep(1000)
 
-    process_grace, process_module.GRACE = process_module.GRACE, 0.1
-    try:
-        task = asyncio.create_task(block())
-        await asyncio.wait_for(there.wait(), FUSE)
-        task.cancel()
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    finally:
-        process_module.GRACE = process_grace
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 1000)])
+    task = asyncio.create_task(block())
+    await asyncio.wait_for(there.wait(), FUSE)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, FUSE)
     assert not any(map(is_alive, family))
     assert process.returncode is not None
 

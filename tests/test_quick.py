@@ -25,7 +25,8 @@ from aioproc._spec.spec import PIPE, SpawnSpec
 from aside import Aside, open_fds, settle
 from conftest import FUSE, run
 from conftest import settle as settle_now
-from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, ends, posix_only, python, sh
+from marks import posix_only
+from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, ends, python, sh
 
 Factory = Callable[[], asyncio.AbstractEventLoop]
 

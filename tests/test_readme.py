@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import FUSE, subjects
-from programs import posix_only
+from marks import posix_only
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_the_first_program(pytestconfig: pytest.Config, backend: str, tmp_path: 
     program.write_text(PROGRAMS[0], encoding="utf-8")
     lines = run(pytestconfig, backend, str(program)).splitlines()
     assert re.fullmatch(r"git version [\d.]+.*; HELLO; \d+ bytes", lines[0])
-    assert lines[1:] == ["begun timeout SIGTERM", "b'no\\n' -15"]
+    assert lines[1:] == ["begun timeout SIGTERM", "hello! 0"]
 
 
 def test_every_program_is_run_here() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from conftest import FUSE, subjects
-from programs import posix_only
+from marks import posix_only
 from test_readme import ENVIRONMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = {
-    title: (program, output)
-    for title, program, output in re.findall(
-        r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```$(?:(?!^## ).)*?^```text\n(.*?)^```$",
+    title: (language, program, output)
+    for title, language, program, output in re.findall(
+        r"^## ([^\n]*)\n(?:(?!^## ).)*?^```(python|sh)\n(.*?)^```$"
+        r"(?:(?!^## ).)*?^```text\n(.*?)^```$",
         TEXT,
         re.M | re.S,
     )
@@ -37,7 +39,7 @@ def test_all_of_them_are_run_here() -> None:
 
 @pytest.mark.parametrize("title", RECIPES)
 def test_it_is_short(title: str) -> None:
-    lines = [line for line in RECIPES[title][0].splitlines() if line.strip()]
+    lines = [line for line in RECIPES[title][1].splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith(("import ", "from ", "asyncio.run("))]
     assert len(own) <= MOST_LINES
 
@@ -48,9 +50,13 @@ def test_it_is_short(title: str) -> None:
 def test_it_prints_what_it_says(pytestconfig: pytest.Config, backend: str, title: str) -> None:
     if backend not in subjects(pytestconfig):
         pytest.skip(f"{backend} is not among the backends to test")
-    program, output = RECIPES[title]
+    language, program, output = RECIPES[title]
+    python = [sys.executable, "-W", "error"]
+    if language == "sh":
+        # As if it were installed.
+        program = f'aioproc() {{ {shlex.join(python)} -m aioproc "$@"; }}\n{program}'
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
+        ["sh", "-c", program] if language == "sh" else [*python, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENTS[backend]},
         stdin=subprocess.DEVNULL,
         capture_output=True,

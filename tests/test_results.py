@@ -24,7 +24,7 @@ from aioproc._run.result import (
     TimeoutExpired,
     partial_result,
 )
-from programs import posix_only
+from marks import posix_only
 
 #: As on POSIX; Windows has them by number only.
 SIGKILL, SIGTERM = 9, 15

@@ -26,17 +26,8 @@ import pytest
 
 from aioproc._run import collect
 from conftest import run as run_loop
-from programs import (
-    CAT,
-    TEE,
-    TRUE,
-    WINDOWS,
-    ends,
-    posix_only,
-    python,
-    shell,
-    windows_only,
-)
+from marks import posix_only, windows_only
+from programs import CAT, TEE, TRUE, WINDOWS, ends, python, shell
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 everywhere = pytest.mark.everywhere

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from aioproc._run import ending as ending_module
-from aioproc._run import run as run_module
-from aioproc._run.run import Run
+from aioproc._trees import ending as ending_module
 from aside import PROC
 from conftest import FUSE, is_alive, settle
+from endings import Clock, Heard, pids_in
 from helpers import readable
-from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, posix_only, python
+from marks import posix_only
+from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, python
 
 if WINDOWS:
     pytest.skip("signals; Windows' part is in test_run_windows.py", allow_module_level=True)
@@ -44,35 +44,12 @@ STUBBORN = "trap '' TERM; " + FAMILY
 STAYS = "exec sleep 1000"
 
 
-class Heard:
-    """What a command says by its first line: pids."""
+class PipeClock(Clock):
+    """By another pipe than those that run() has to do with."""
 
     def __init__(self) -> None:
-        self.pids: list[int] = []
-        self.came = asyncio.Event()
-
-    def __call__(self, stream: str, line: Any) -> None:
-        if not self.pids:
-            self.pids += map(int, line.split())
-            self.came.set()
-
-
-@pytest.fixture
-def heard() -> Iterator[Heard]:
-    one = Heard()
-    yield one
-    for pid in one.pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGKILL)
-
-
-class Clock:
-    """Says when time is up: when the command has given its word, by another pipe than those
-    that run() has to do with."""
-
-    def __init__(self) -> None:
+        super().__init__()
         self._reader, self.fd = os.pipe()
-        self.runs: list[Any] = []
 
     def close(self) -> None:
         os.close(self._reader)
@@ -84,40 +61,17 @@ class Clock:
         # A shell knows descriptors of one digit only.
         return f"echo >/dev/fd/{self.fd}; "
 
-    @property
-    def run(self) -> Any:
-        return self.runs[-1]
-
     async def word_came(self) -> None:
         await asyncio.wait_for(readable(self._reader), FUSE)
 
-    async def time_is_up(self, running: Any) -> Any:
-        """The TimeoutExpired of a run."""
-        task = asyncio.ensure_future(running)
-        await self.word_came()
-        self.run._time_is_up()
-        with pytest.raises(subprocess.TimeoutExpired) as caught:
-            await asyncio.wait_for(task, FUSE)
-        return caught.value
-
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    one = Clock()
-
-    class Recorded(Run):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            one.runs.append(self)
-
-    monkeypatch.setattr(run_module, "Run", Recorded)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipeClock]:
+    one = PipeClock()
+    one.record(monkeypatch)
     yield one
     one.runs.clear()
     one.close()
-
-
-def pids_in(result: Any) -> list[int]:
-    return [int(pid) for pid in result.stdout.split(b"\n")[0].split()]
 
 
 # -- time
@@ -140,7 +94,7 @@ async def test_timeout(aioproc: Any) -> None:
 
 
 @everywhere
-async def test_a_timeout_ends_the_tree(aioproc: Any, clock: Clock) -> None:
+async def test_a_timeout_ends_the_tree(aioproc: Any, clock: PipeClock) -> None:
     script = FAMILY + clock.word + STAYS
     running = aioproc.run("sh", "-c", script, timeout=1000, pass_fds=[clock.fd])
     result = (await clock.time_is_up(running)).result
@@ -148,7 +102,7 @@ async def test_a_timeout_ends_the_tree(aioproc: Any, clock: Clock) -> None:
     assert not any(map(is_alive, pids_in(result)))
 
 
-async def test_a_timeout_of_those_who_do_not_obey(aioproc: Any, clock: Clock) -> None:
+async def test_a_timeout_of_those_who_do_not_obey(aioproc: Any, clock: PipeClock) -> None:
     script = STUBBORN + clock.word + STAYS
     running = aioproc.run("sh", "-c", script, timeout=1000, stop=0.2, pass_fds=[clock.fd])
     result = (await clock.time_is_up(running)).result
@@ -156,7 +110,7 @@ async def test_a_timeout_of_those_who_do_not_obey(aioproc: Any, clock: Clock) ->
     assert not any(map(is_alive, pids_in(result)))
 
 
-async def test_the_leader_obeys_and_a_member_does_not(aioproc: Any, clock: Clock) -> None:
+async def test_the_leader_obeys_and_a_member_does_not(aioproc: Any, clock: PipeClock) -> None:
     script = (
         f"(trap '' TERM; echo $(exec sh -c 'echo $PPID') $$; {clock.word} exec sleep 1000) & wait"
     )
@@ -180,7 +134,7 @@ time.sleep(1000)
 """
 
 
-async def test_one_that_returns_0_when_it_is_told_to_end(aioproc: Any, clock: Clock) -> None:
+async def test_one_that_returns_0_when_it_is_told_to_end(aioproc: Any, clock: PipeClock) -> None:
     running = aioproc.run(
         *python(POLITE, str(clock.fd)), timeout=1000, check=False, pass_fds=[clock.fd]
     )
@@ -243,7 +197,7 @@ async def test_a_callback_that_is_busy_when_time_is_up(aioproc: Any) -> None:
     assert (result.stdout, result.returncode, result.reason) == (b"hello\n", 0, "timeout")
 
 
-async def test_callbacks_go_on_while_the_command_is_ended(aioproc: Any, clock: Clock) -> None:
+async def test_callbacks_go_on_while_the_command_is_ended(aioproc: Any, clock: PipeClock) -> None:
     lines: list[bytes] = []
     running = aioproc.run(
         *python(POLITE, str(clock.fd)),
@@ -264,7 +218,7 @@ async def test_idle_timeout(aioproc: Any) -> None:
     assert "without output" in str(caught.value)
 
 
-async def test_whoever_writes_is_not_idle(aioproc: Any, heard: Heard, clock: Clock) -> None:
+async def test_whoever_writes_is_not_idle(aioproc: Any, heard: Heard, clock: PipeClock) -> None:
     task = asyncio.ensure_future(
         aioproc.run("sh", "-c", "echo 1; " + STAYS, idle_timeout=1000, on_line=heard)
     )
@@ -285,7 +239,7 @@ async def test_whoever_writes_is_not_idle(aioproc: Any, heard: Heard, clock: Clo
     assert caught.value.result.stdout == b"1\n"
 
 
-async def test_it_is_not_idle_while_a_callback_is_busy(aioproc: Any, clock: Clock) -> None:
+async def test_it_is_not_idle_while_a_callback_is_busy(aioproc: Any, clock: PipeClock) -> None:
     async def on_line(stream: str, line: bytes) -> None:
         clock.run._last -= 1000
         clock.run._idle_is_up()
@@ -321,7 +275,7 @@ async def endless() -> AsyncIterator[bytes]:
     await asyncio.sleep(1000)
 
 
-async def test_steps(aioproc: Any, clock: Clock) -> None:
+async def test_steps(aioproc: Any, clock: PipeClock) -> None:
     steps = [("eof", 0.5), (signal.SIGINT, 0.3), (signal.SIGTERM, FUSE)]
     running = aioproc.run(
         *python(SAYS, str(clock.fd), "obeys"),
@@ -335,7 +289,7 @@ async def test_steps(aioproc: Any, clock: Clock) -> None:
     assert (result.returncode, result.forced) == (7, "stop")
 
 
-async def test_sigkill_follows_the_last_step(aioproc: Any, clock: Clock) -> None:
+async def test_sigkill_follows_the_last_step(aioproc: Any, clock: PipeClock) -> None:
     # There is no stdin that could be closed, and so no time for that.
     steps = [("eof", 1000), (signal.SIGHUP, 0.5)]
     running = aioproc.run(
@@ -381,7 +335,7 @@ async def test_cancelled(aioproc: Any, heard: Heard) -> None:
 
 
 @everywhere
-async def test_cancelled_again(aioproc: Any, clock: Clock) -> None:
+async def test_cancelled_again(aioproc: Any, clock: PipeClock) -> None:
     told = asyncio.Event()
 
     def on_line(stream: str, line: bytes) -> None:
@@ -403,7 +357,9 @@ async def test_cancelled_again(aioproc: Any, clock: Clock) -> None:
     assert result.stdout.split() == [b"ready", b"eof", b"SIGTERM"]
 
 
-async def test_one_cancellation_leaves_the_grace_of_a_timeout(aioproc: Any, clock: Clock) -> None:
+async def test_one_cancellation_leaves_the_grace_of_a_timeout(
+    aioproc: Any, clock: PipeClock
+) -> None:
     code = POLITE.replace('print("bye"', 'print("told", flush=True); time.sleep(0.5); print("bye"')
     told = asyncio.Event()
 
@@ -426,7 +382,7 @@ async def test_one_cancellation_leaves_the_grace_of_a_timeout(aioproc: Any, cloc
 
 
 @everywhere
-async def test_a_scope_of_anyio(aioproc: Any, clock: Clock) -> None:
+async def test_a_scope_of_anyio(aioproc: Any, clock: PipeClock) -> None:
     """It cancels again and again, in each round of the loop: that is one cancellation."""
     import anyio
 
@@ -494,7 +450,7 @@ async def test_cancelled_at_once(aioproc: Any) -> None:
             await asyncio.wait_for(task, FUSE)
 
 
-async def test_cancelled_while_it_drains(aioproc: Any, heard: Heard, clock: Clock) -> None:
+async def test_cancelled_while_it_drains(aioproc: Any, heard: Heard, clock: PipeClock) -> None:
     """The leader has ended; cancelling means the tree."""
     task = asyncio.ensure_future(
         aioproc.run("sh", "-c", "sleep 1000 & echo $!", on_line=heard, drain=1000)
@@ -653,7 +609,7 @@ async def test_a_pipe_that_stays_open(
 
 @pytest.mark.parametrize("passed", ["since the last byte", "in all"])
 async def test_how_long_the_end_of_the_pipes_is_waited_for(
-    aioproc: Any, heard: Heard, clock: Clock, passed: str
+    aioproc: Any, heard: Heard, clock: PipeClock, passed: str
 ) -> None:
     """From the later of the exit and the last byte; ten times that in all."""
     loop = asyncio.get_running_loop()
@@ -759,7 +715,7 @@ async def test_leftovers_of_one_that_fails(aioproc: Any) -> None:
 SHOWS = "echo ${AIOPROC_TREE-none} $(ps -o sid= -p $$)"
 
 
-async def test_without_a_tree(aioproc: Any, heard: Heard, clock: Clock) -> None:
+async def test_without_a_tree(aioproc: Any, heard: Heard, clock: PipeClock) -> None:
     script = "sleep 1000 >/dev/null 2>&1 & echo $! $$ ${AIOPROC_TREE-none}; " + STAYS
     script = script.replace(STAYS, clock.word + STAYS)
     running = aioproc.run(

@@ -4,7 +4,6 @@ one there is the child alone. And what is another thing there of what it takes."
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import random
 import signal
@@ -18,13 +17,12 @@ import pytest
 from aioproc import _backends
 from aioproc._backends import system
 from aioproc._run import collect
-from aioproc._run import ending as ending_module
-from aioproc._run import run as run_module
-from aioproc._run.run import Run
 from aioproc._sink import Sink
 from aioproc._spec.spec import SpawnSpec
 from aioproc._trees import JobTree, job_tree
+from aioproc._trees import ending as ending_module
 from conftest import FUSE, is_alive, settle
+from endings import Clock, Heard, gone, has_jobs, pids_in
 from programs import NL, SLEEP, TRUE, WINDOWS, python
 
 if not WINDOWS:
@@ -67,62 +65,21 @@ def family(*, holds: bool = False, group: bool = False) -> str:
     return "import os, subprocess, sys, time\n" + child
 
 
-def has_jobs() -> bool:
-    return _backends.current().name == "native"
+def ended(heard: Heard) -> bool:
+    """Whether the tree has, as far as that can be expected here."""
+    grandchild, leader = heard.pids
+    return gone(leader) and (gone(grandchild) if has_jobs() else is_alive(grandchild))
 
 
-def gone(pid: int) -> bool:
-    return settle(lambda: not is_alive(pid))
-
-
-def pids_in(result: Any) -> list[int]:
-    return [int(pid) for pid in result.stdout.split(b"\n")[0].split()]
-
-
-class Heard:
-    """What a command says by its first line: pids. Whoever is left of them ends with the
-    test."""
-
-    def __init__(self) -> None:
-        self.pids: list[int] = []
-        self.came = asyncio.Event()
-
-    def __call__(self, stream: str, line: Any) -> None:
-        if not self.pids:
-            self.pids += map(int, line.split())
-            self.came.set()
-
-    def ended(self) -> bool:
-        """Whether the tree has, as far as that can be expected here."""
-        grandchild, leader = self.pids
-        return gone(leader) and (gone(grandchild) if has_jobs() else is_alive(grandchild))
-
-
-@pytest.fixture
-def heard() -> Iterator[Heard]:
-    one = Heard()
-    yield one
-    for pid in one.pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGTERM)
-        assert settle(functools.partial(lambda pid: not is_alive(pid), pid))
-
-
-class Clock:
-    """Says when time is up: when the command has given its word."""
-
+class FileClock(Clock):
     def __init__(self, file: Path) -> None:
+        super().__init__()
         self._file = file
-        self.runs: list[Any] = []
 
     @property
     def word(self) -> str:
         """An argument for WORD."""
         return str(self._file)
-
-    @property
-    def run(self) -> Any:
-        return self.runs[-1]
 
     async def word_came(self) -> None:
         end = time.monotonic() + FUSE
@@ -130,26 +87,11 @@ class Clock:
             assert time.monotonic() < end
             await asyncio.sleep(0.002)
 
-    async def time_is_up(self, running: Any) -> Any:
-        """The TimeoutExpired of a run."""
-        task = asyncio.ensure_future(running)
-        await self.word_came()
-        self.run._time_is_up()
-        with pytest.raises(TimeoutError) as caught:
-            await asyncio.wait_for(task, FUSE)
-        return caught.value
-
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
-    one = Clock(tmp_path / "word")
-
-    class Recorded(Run):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            one.runs.append(self)
-
-    monkeypatch.setattr(run_module, "Run", Recorded)
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FileClock]:
+    one = FileClock(tmp_path / "word")
+    one.record(monkeypatch)
     yield one
     one.runs.clear()
 
@@ -193,20 +135,20 @@ async def test_timeout(aioproc: Any) -> None:
 
 
 @everywhere
-async def test_a_timeout_ends_the_tree(aioproc: Any, clock: Clock, heard: Heard) -> None:
+async def test_a_timeout_ends_the_tree(aioproc: Any, clock: FileClock, heard: Heard) -> None:
     """Who leads no group cannot be asked to end: there is no grace."""
     command = python(family() + WORD + STAYS, clock.word)
     steps = [(BREAK, 1000), (signal.SIGTERM, 1000)]
     running = aioproc.run(*command, timeout=1000, stop=steps, start_new_session=False)
     result = (await clock.time_is_up(running)).result
     heard.pids += pids_in(result)
-    assert heard.ended()
+    assert ended(heard)
     assert (result.returncode, result.forced, result.complete) == (1, "kill", True)
     assert result.left == ([] if has_jobs() else None)
 
 
 @needs_break
-async def test_a_group_is_asked_first(aioproc: Any, clock: Clock, heard: Heard) -> None:
+async def test_a_group_is_asked_first(aioproc: Any, clock: FileClock, heard: Heard) -> None:
     command = python(family() + WORD + STAYS, clock.word)
     running = aioproc.run(*command, timeout=1000, stop=FUSE / 2)
     result = (await clock.time_is_up(running)).result
@@ -228,7 +170,7 @@ POLITE = (
 
 @needs_break
 @pytest.mark.wine("it runs no handlers of console events")
-async def test_one_that_returns_0_when_it_is_asked(aioproc: Any, clock: Clock) -> None:
+async def test_one_that_returns_0_when_it_is_asked(aioproc: Any, clock: FileClock) -> None:
     result = (
         await clock.time_is_up(aioproc.run(*python(POLITE, clock.word), timeout=1000))
     ).result
@@ -238,21 +180,21 @@ async def test_one_that_returns_0_when_it_is_asked(aioproc: Any, clock: Clock) -
 
 @everywhere
 async def test_those_who_do_not_hear(
-    aioproc: Any, clock: Clock, heard: Heard, deaf: asyncio.Event
+    aioproc: Any, clock: FileClock, heard: Heard, deaf: asyncio.Event
 ) -> None:
     command = python(family() + WORD + STAYS, clock.word)
     running = aioproc.run(*command, timeout=1000, stop=0.3)
     began = time.monotonic()
     result = (await clock.time_is_up(running)).result
     heard.pids += pids_in(result)
-    assert heard.ended()
+    assert ended(heard)
     assert (result.returncode, result.forced, result.complete) == (1, "kill", True)
     assert deaf.is_set()
     assert time.monotonic() - began >= 0.3
 
 
 async def test_the_leader_ends_and_a_member_does_not(
-    aioproc: Any, clock: Clock, heard: Heard
+    aioproc: Any, clock: FileClock, heard: Heard
 ) -> None:
     """A member that is in another group, of which only the job knows."""
     if not has_jobs():
@@ -261,7 +203,7 @@ async def test_the_leader_ends_and_a_member_does_not(
     running = aioproc.run(*command, input=endless(), timeout=1000, stop=[("eof", 0.5)])
     result = (await clock.time_is_up(running)).result
     heard.pids += pids_in(result)
-    assert heard.ended()
+    assert ended(heard)
     assert (result.returncode, result.forced, result.left) == (0, "kill", [])
 
 
@@ -270,7 +212,7 @@ async def endless() -> AsyncIterator[bytes]:
     await asyncio.sleep(1000)
 
 
-async def test_eof_is_enough_for_some(aioproc: Any, clock: Clock) -> None:
+async def test_eof_is_enough_for_some(aioproc: Any, clock: FileClock) -> None:
     code = "import sys\n" + WORD + "sys.stdout.write(sys.stdin.read())"
     running = aioproc.run(
         *python(code, clock.word), input=endless(), timeout=1000, stop=[("eof", FUSE)]
@@ -293,7 +235,9 @@ async def test_steps_that_are_none(aioproc: Any, number: int) -> None:
 
 
 @everywhere
-async def test_a_timeout_cuts_the_drain_short(aioproc: Any, clock: Clock, heard: Heard) -> None:
+async def test_a_timeout_cuts_the_drain_short(
+    aioproc: Any, clock: FileClock, heard: Heard
+) -> None:
     task = asyncio.ensure_future(
         aioproc.run(*python(family(holds=True)), timeout=1000, drain=1000, on_line=heard)
     )
@@ -307,7 +251,7 @@ async def test_a_timeout_cuts_the_drain_short(aioproc: Any, clock: Clock, heard:
 
 
 @everywhere
-async def test_a_callback_that_is_busy_when_time_is_up(aioproc: Any, clock: Clock) -> None:
+async def test_a_callback_that_is_busy_when_time_is_up(aioproc: Any, clock: FileClock) -> None:
     """What it would have heard of is in the result."""
     busy, cancelled = asyncio.Event(), asyncio.Event()
 
@@ -347,7 +291,7 @@ async def test_cancelled(aioproc: Any, heard: Heard) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
-    assert heard.ended()
+    assert ended(heard)
     result = aioproc.partial_result(caught.value)
     assert (result.reason, result.ok, result.forced) == ("cancelled", False, "kill")
     assert pids_in(result) == heard.pids
@@ -366,7 +310,7 @@ async def test_cancelled_again(aioproc: Any, heard: Heard, deaf: asyncio.Event) 
         await asyncio.wait_for(task, FUSE)
     result = aioproc.partial_result(caught.value)
     assert (result.forced, result.returncode) == ("kill", 1)
-    assert heard.ended()
+    assert ended(heard)
 
 
 @everywhere
@@ -383,7 +327,7 @@ async def test_cancelled_at_once(aioproc: Any) -> None:
             assert time.monotonic() - began < ending_module.MOST_AFTER_KILL
 
 
-async def test_no_program_when_time_is_up(aioproc: Any, clock: Clock) -> None:
+async def test_no_program_when_time_is_up(aioproc: Any, clock: FileClock) -> None:
     """There is nobody to be ended, and that is what is said."""
     task = asyncio.ensure_future(aioproc.run("no-such-program", timeout=1000))
     while not clock.runs or clock.run._child is None:
@@ -417,7 +361,7 @@ async def test_a_callback_that_raises(aioproc: Any, awaits: bool, heard: Heard) 
         await aioproc.run(*python(family() + STAYS), on_line=callback, start_new_session=False)
     result = aioproc.partial_result(caught.value)
     assert (result.reason, result.error, result.ok) == ("error", caught.value, False)
-    assert heard.ended()
+    assert ended(heard)
 
 
 async def test_input_that_raises_ends_the_tree(aioproc: Any, heard: Heard) -> None:
@@ -430,7 +374,7 @@ async def test_input_that_raises_ends_the_tree(aioproc: Any, heard: Heard) -> No
         command = python(family() + STAYS)
         options = {"input": source(), "on_line": heard, "start_new_session": False}
         await aioproc.run(*command, **options)
-    assert heard.ended()
+    assert ended(heard)
 
 
 @everywhere
@@ -441,7 +385,7 @@ async def test_a_coroutine_that_is_closed(aioproc: Any, heard: Heard) -> None:
     future._asyncio_future_blocking = False
     await asyncio.wait_for(heard.came.wait(), FUSE)
     coroutine.close()
-    assert heard.ended()
+    assert ended(heard)
 
 
 # -- the pipes after the exit, and what is left behind
@@ -518,7 +462,7 @@ async def test_leftovers_are_ended(aioproc: Any, heard: Heard) -> None:
     """Also those who hold its pipes, which end then."""
     done = await aioproc.run(*python(FLOOD), leftovers="kill", drain=0.1)
     heard.pids += pids_in(done)
-    assert heard.ended()
+    assert ended(heard)
     assert (done.ok, done.reason, done.forced, done.returncode) == (True, "exit", None, 0)
     assert (done.left, done.complete) == (([], True) if has_jobs() else (None, False))
     assert done.stdout.partition(b"\n")[2] == b"x" * 300_000 + b"end"
@@ -538,7 +482,7 @@ async def test_leftovers(aioproc: Any, heard: Heard) -> None:
     assert gone(grandchild) if has_jobs() else is_alive(grandchild)
 
 
-async def test_without_a_tree(aioproc: Any, clock: Clock, heard: Heard) -> None:
+async def test_without_a_tree(aioproc: Any, clock: FileClock, heard: Heard) -> None:
     command = python(family() + WORD + STAYS, clock.word)
     running = aioproc.run(*command, tree=False, timeout=1000, stop=1000)
     result = (await clock.time_is_up(running)).result
@@ -553,7 +497,7 @@ async def test_without_a_tree(aioproc: Any, clock: Clock, heard: Heard) -> None:
 
 @pytest.mark.parametrize("how", ["timeout", "cancel"])
 async def test_not_ended(
-    aioproc: Any, how: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    aioproc: Any, how: str, clock: FileClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ending_module, "MOST_AFTER_KILL", 0.3)
     monkeypatch.setattr(job_tree, "KILL_TIME", 0.2)

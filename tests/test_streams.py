@@ -15,7 +15,8 @@ import aioproc as package
 from aioproc._asyncio import buffer as _buffer
 from aioproc._asyncio.streams import PAUSE_AT
 from helpers import not_on_proactor
-from programs import CAT, SLEEP, TRUE, posix_only, python, sh
+from marks import posix_only
+from programs import CAT, SLEEP, TRUE, python, sh
 
 pytestmark = pytest.mark.asyncio
 

@@ -21,6 +21,8 @@ from conftest import FUSE, Loop, open_fds, run
 from conftest import settle as settle_now
 from programs import CAT, SLEEP, TRUE
 
+pytestmark = pytest.mark.every_pair
+
 Factory = Callable[[], Loop]
 
 

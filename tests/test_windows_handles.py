@@ -48,7 +48,7 @@ def spawns(aioproc: Any, factory: Factory, count: int) -> None:
 
 
 def test_spawns(aioproc: Any, any_loop: Factory) -> None:
-    check(lambda: spawns(aioproc, any_loop, 40), lambda: spawns(aioproc, any_loop, 100))
+    check(lambda: spawns(aioproc, any_loop, 20), lambda: spawns(aioproc, any_loop, 60))
 
 
 @pytest.mark.heavy

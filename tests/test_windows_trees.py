@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +20,7 @@ from aioproc._trees import JobTree, job_tree
 from aioproc._trees import tree_of as make_tree
 from aioproc._trees.waiting import until, wake
 from conftest import FUSE, Loop, is_alive, run, settle
+from endings import gone, has_jobs
 from helpers import TESTS, environment
 from programs import CAT, PYTHON, SLEEP, WINDOWS, python
 
@@ -62,17 +61,6 @@ needs_break = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def family() -> Iterator[list[int]]:
-    """Whoever is left of a test."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        if is_alive(pid):
-            os.kill(pid, signal.SIGTERM)
-        assert settle(functools.partial(lambda pid: not is_alive(pid), pid))
-
-
 async def start(aioproc: Any, family: list[int], *command: str, **options: Any) -> Any:
     """A child, once its grandchild is there as well."""
     options = {"stdin": NULL, "stdout": PIPE, "tree": True, **options}
@@ -82,18 +70,10 @@ async def start(aioproc: Any, family: list[int], *command: str, **options: Any) 
     return process
 
 
-def has_jobs() -> bool:
-    return _backends.current().name == "native"
-
-
 def tree_of(process: Any) -> JobTree:
     tree = process._transport.tree
     assert isinstance(tree, JobTree)
     return tree
-
-
-def gone(pid: int) -> bool:
-    return settle(lambda: not is_alive(pid))
 
 
 # -- ended as one
@@ -154,7 +134,7 @@ async def test_the_end_of_a_block(
     aioproc: Any, family: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who leads no group cannot be asked to end: there is no grace."""
-    monkeypatch.setattr(process_module, "GRACE", 1000)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 1000)])
     async with await start(aioproc, family, *STAYS, start_new_session=False) as process:
         pass
     assert process.returncode == 1
@@ -237,7 +217,7 @@ async def test_who_is_not_in_the_group_is_ended_after_the_grace(
 ) -> None:
     if not has_jobs():
         pytest.skip("about jobs")
-    monkeypatch.setattr(process_module, "GRACE", 0.3)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, 0.3)])
     code = START.replace("stdin=null", f"creationflags={GROUP}, stdin=null")
     async with await start(aioproc, family, *python(code + "child.wait()")) as process:
         pass
@@ -252,7 +232,7 @@ async def test_the_grace_is_for_the_last(
     """It ends by itself, after the child, and nobody ends it before."""
     if not has_jobs():
         pytest.skip("about jobs")
-    monkeypatch.setattr(process_module, "GRACE", FUSE)
+    monkeypatch.setattr(process_module.Process, "_steps", [(signal.SIGTERM, FUSE)])
     monkeypatch.setattr(JobTree, "_ask", lambda tree: True)
     # The end of its stdin is the child's reason to end, and that of its own the grandchild's.
     last = "import os, time\nos.read(0, 1)\ntime.sleep(0.1)\nos.write(1, b'done')"

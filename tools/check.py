@@ -190,6 +190,12 @@ def demo() -> None:
     run(sys.executable, "tools/demo.py")
 
 
+def servers() -> None:
+    """A language server and an MCP server, driven through open_process()."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(sys.executable, "tools/servers.py", "--venv", Path(folder, "venv"))
+
+
 def cpython() -> None:
     """CPython's own tests, served by aioproc."""
     run(sys.executable, "tools/cpython_tests.py", "--install")
@@ -464,6 +470,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "emscripten": emscripten,
             "cross": cross,
             "cpython-more": cpython_more,
+            "servers": servers,
         }
     if everything or options.wine:
         checks["wine"] = wine

@@ -163,7 +163,7 @@ def launch(mode: str, loop: str, program: list[str]) -> None:
 
     if mode == PURE:
         _excuse_popen()
-    spawn = _api._open
+    spawn = _api.open_transport
 
     # In memory that all processes of a trial share: some clients' tests find whatever
     # does input or output within the loop.
@@ -174,7 +174,7 @@ def launch(mode: str, loop: str, program: list[str]) -> None:
         count[:] = (int.from_bytes(count, "little") + 1).to_bytes(8, "little")
         return await spawn(*args)  # type: ignore[arg-type]
 
-    _api._open = counted  # type: ignore[assignment]
+    _api.open_transport = counted  # type: ignore[assignment]
     main(["exec", *program])
 
 

@@ -32,6 +32,9 @@ missing() {
     have git || echo git
     have gzip || echo gzip
     have objdump || echo binutils
+    # Terminals, and what is run in them, for the tests.
+    have tmux || echo tmux
+    have vi || echo vim-tiny
 }
 
 install() {

@@ -271,6 +271,11 @@ class ReadPipeTransport(_PipeTransport, asyncio.ReadTransport):
     def _ready(self) -> None:
         self._read(False)
 
+    def read_now(self) -> None:
+        """Reads what is there, in the loop's place."""
+        if self.is_reading():
+            self._read(False)
+
     def _read(self, to_end: bool) -> None:
         taken = 0
         size = LAST_SIZE if to_end else READ_SIZE

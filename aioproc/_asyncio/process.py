@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Callable, Mapping
+import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .._backends.base import READS_NO_MORE, ResourceUsage
+from .._backends.base import ResourceUsage
+from .._messages import MOST_OF_OUTPUT, escaped, label, lenient, status, translate_newlines
 from .._notes import add_note
-from .._sink import Sink
+from .._text import Encoder
 from .._trees import ProcessTree
+from .._trees.steps import DEFAULT_STEPS, Step, judged_seconds, judged_steps
+from .merged import Merged
 from .pipes import WritePipeTransport, logger
-from .streams import StreamReader
+from .protocol import StreamProtocol
+from .stopping import Stopping
+from .streams import Deadline, StreamReader
+from .text import TextReader, TextWriter
 from .transport import SubprocessTransport, check_loop
-from .writer import Flow, StreamWriter
+from .until import compiled, until
+from .writer import StreamWriter
 
-#: Seconds between SIGTERM and SIGKILL when `async with` is left.
-GRACE = 5.0
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-
-async def to_the_end(ending: asyncio.Task[None]) -> None:
-    """Waits for a task that no cancellation of ours interrupts; then it counts."""
-    cancelled: asyncio.CancelledError | None = None
-    while not ending.done():
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError as error:
-            if ending.cancelled():
-                raise
-            cancelled = error
-    ending.result()
-    if cancelled is not None:
-        raise cancelled
+#: Bytes of each output that are kept, if nobody reads them, while the child is to go on.
+KEPT = 64 * 1024 * 1024
+#: Seconds in which a child ends that has closed all its output, mostly.
+MOMENT = 0.5
 
 
 def input_view(input: Any) -> memoryview:
@@ -44,211 +40,6 @@ def input_view(input: Any) -> memoryview:
         if isinstance(input, str):
             add_note(error, "pipes carry bytes: communicate(text.encode())")
         raise
-
-
-class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
-    """Joins a SubprocessTransport to the streams of a Process.
-
-    asyncio's class is the base for ``isinstance`` only. Names that code in the wild reads
-    or derived classes use are asyncio's: _paused, _limit, _transport, _process_exited.
-    """
-
-    def __init__(self, limit: int | None, loop: asyncio.AbstractEventLoop) -> None:
-        if limit is not None and limit <= 0:
-            raise ValueError("Limit cannot be <= 0")
-        self._limit = limit
-        self._loop = loop
-        #: By the numbers of the streams: what is there for the user, made when he asks for
-        #: it. Most children are for communicate(), which needs none of it.
-        self._streams: dict[int, Any] = {}
-        #: What communicate() collects of pipes that have no reader.
-        self._sinks: dict[int, Sink] = {}
-        #: What broke pipes that had no stream then.
-        self._errors: dict[int, Exception] = {}
-        #: Of the writer, if there is one.
-        self._flow: Flow | None = None
-        self._pipes: Mapping[int, Any] = {}
-        self._transport: SubprocessTransport | None = None
-        self._process_exited = False
-        self._readers_open = 0
-
-    def __repr__(self) -> str:
-        info = [type(self).__name__]
-        for name in ("stdin", "stdout", "stderr"):
-            stream = getattr(self, name)
-            if stream is not None:
-                info.append(f"{name}={stream!r}")
-        return f"<{' '.join(info)}>"
-
-    # -- the streams
-
-    @property
-    def stdin(self) -> StreamWriter | None:  # type: ignore[override]
-        if 0 not in self._streams:
-            self._streams[0] = self._make_writer()
-        stream: StreamWriter | None = self._streams[0]
-        return stream
-
-    @property
-    def stdout(self) -> StreamReader | None:  # type: ignore[override]
-        return self._reader(1)
-
-    @property
-    def stderr(self) -> StreamReader | None:  # type: ignore[override]
-        return self._reader(2)
-
-    def _reader(self, fd: int) -> StreamReader | None:
-        if fd not in self._streams:
-            self._streams[fd] = self._make_reader(fd)
-        stream: StreamReader | None = self._streams[fd]
-        return stream
-
-    def _make_reader(self, fd: int) -> StreamReader | None:
-        pipe = self._pipes.get(fd)
-        if pipe is None:
-            return None
-        reader = StreamReader(self._limit, self._loop)
-        reader.set_transport(pipe)
-        reader._sink = self._sinks.get(fd)  # so that nobody reads in the midst of it
-        if not pipe._lost:
-            pipe.deliver_to(reader.feed_data)
-        elif fd in self._errors:
-            reader.set_exception(self._errors[fd])
-        else:
-            reader.feed_eof()
-        return reader
-
-    def _make_writer(self) -> StreamWriter | None:
-        pipe = self._pipes.get(0)
-        if pipe is None:
-            return None
-        flow = self._flow = Flow(self._loop)
-        if pipe._protocol_paused:
-            flow.pause()
-        if pipe._lost:
-            flow.end(self._errors.get(0))
-        return StreamWriter(pipe, flow, None, self._loop)
-
-    # -- asyncio.SubprocessProtocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, SubprocessTransport)
-        self._transport = transport
-        pipes = self._pipes = transport._pipes
-        self._readers_open = len(pipes) - (0 in pipes)
-        # Straight to where they belong, unless a derived class wants to see the data.
-        transport._in_person = (
-            type(self).pipe_data_received is not StreamProtocol.pipe_data_received
-        )
-
-    def pipe_data_received(self, fd: int, data: Any) -> None:
-        reader = self._reader(fd)
-        if reader is not None:
-            reader.feed_data(data)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if exc is not None:
-            self._errors[fd] = exc
-        if fd == 0:
-            if self._flow is not None:
-                self._flow.end(exc)
-        else:
-            reader = self._streams.get(fd)
-            if reader is not None:
-                if exc is None:
-                    reader.feed_eof()
-                else:
-                    reader.set_exception(exc)
-            self._readers_open -= 1
-        self._progress()
-
-    def pipe_out_of_memory(self, fd: int, exc: MemoryError) -> None:
-        """A read of the pipe has failed, and has taken nothing out of it."""
-        reader = self._reader(fd)
-        assert reader is not None
-        reader._out_of_memory(exc)
-        if self._transport is not None:
-            self._transport._out_of_memory(exc)
-
-    def process_exited(self) -> None:
-        self._process_exited = True
-        self._progress()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        pass
-
-    def _progress(self) -> None:
-        if not self._process_exited or self._readers_open:
-            return
-        transport, self._transport = self._transport, None
-        if transport is not None and transport._pipes_open:
-            transport.close()  # stdin, if nobody did
-
-    def pause_writing(self) -> None:
-        if self._flow is not None:
-            self._flow.pause()
-
-    def resume_writing(self) -> None:
-        if self._flow is not None:
-            self._flow.resume()
-
-    @property
-    def _paused(self) -> bool:
-        return self._flow is not None and self._flow._paused
-
-    # -- for Process.communicate
-
-    def start_collecting(self, fd: int) -> None:
-        """All that is to come of a pipe is kept, out of the reach of others.
-
-        MemoryError, OSError: it cannot be done, and nothing has changed.
-        """
-        if fd in self._streams:
-            reader = self._streams[fd]
-            if reader is not None:
-                reader._check()
-                reader.start_collecting()
-        elif fd in self._pipes:
-            if fd in self._errors:
-                raise self._errors[fd]
-            sink = self._sinks[fd] = Sink()
-            self._pipes[fd].collect(sink)
-
-    def stop_collecting(self) -> None:
-        """What was collected is where it can be read."""
-        for fd in (1, 2):
-            if fd in self._sinks:
-                reader = self._reader(fd)
-                assert reader is not None
-            else:
-                reader = self._streams.get(fd)
-            if reader is not None and reader._sink is not None:
-                reader.stop_collecting()
-        self._sinks.clear()
-
-    def take_all(self) -> tuple[bytes | None, bytes | None]:
-        """What was collected.
-
-        MemoryError, or what broke a pipe: all of it stays where it is.
-        """
-        for fd, error in self._errors.items():
-            if fd in self._pipes and not (fd == 0 and isinstance(error, READS_NO_MORE)):
-                raise error
-        outputs: list[Any] = [None, None]
-        readers = []
-        for fd in (1, 2):
-            reader = self._streams.get(fd)
-            if reader is not None:
-                reader.stop_collecting()
-                reader._join()
-                readers.append((fd, reader))
-            elif fd in self._sinks:
-                outputs[fd - 1] = self._sinks[fd].value()
-        # Nothing fails from here on.
-        self._sinks.clear()
-        for fd, reader in readers:
-            outputs[fd - 1] = reader._take_all()
-        return outputs[0], outputs[1]
 
 
 class _Stream:
@@ -273,8 +64,11 @@ class Process(asyncio.subprocess.Process):
 
     As an asynchronous context manager it ends the child when the block is left,
     however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
-    SIGKILL, and is reaped. A second cancellation does not interrupt this. (That is
+    SIGKILL, and is reaped (see :meth:`stop`). A cancellation does not interrupt this; a
+    second one leaves out what is left of the 5 seconds. (That is
     not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+    A child that has closed all its output gets half a second to end by itself, if the block
+    is left without an exception.
     The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
     A child that we may not signal (sudo, su) and that has not ended by then goes on:
     its pipes are closed, and a warning is logged. Made with tree=True, it takes with it all
@@ -293,6 +87,12 @@ class Process(asyncio.subprocess.Process):
     pid: int
     #: Whether communicate() ignores input for a stdin that is no pipe.
     _ignores_input = False
+    #: Whether `returncode` looks whether the child has ended.
+    _peeks = False
+    #: How it is ended, unless stop() is told otherwise.
+    _steps: list[Step] = DEFAULT_STEPS
+    _stopping: Stopping | None = None
+    _was_stopped = False
 
     def __init__(
         self,
@@ -315,7 +115,8 @@ class Process(asyncio.subprocess.Process):
     def returncode(self) -> int | None:
         """int: 0 to 255, or -N for signal N; on Windows 0 to 0xFFFFFFFF. None until the exit
         has been noticed. :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
-        return self._transport.get_returncode()
+        code = self._transport.get_returncode()
+        return self._transport._look() if code is None and self._peeks else code
 
     @property
     def args(self) -> Any:
@@ -328,14 +129,22 @@ class Process(asyncio.subprocess.Process):
         where another wait in this process took the child. Not in asyncio."""
         return self._transport.get_rusage()
 
-    async def wait(self) -> int:
-        """Returns the returncode once the child has ended.
+    async def wait(self, timeout: float | None = None) -> int:
+        """Return the returncode once the child has ended.
 
-        Depends on the exit alone: a grandchild that keeps a pipe open delays nothing.
+        It depends on the exit alone: a grandchild that keeps a pipe open delays nothing.
         Any number of tasks may wait. The child can block for ever if it writes to a
         pipe that nobody reads; use communicate() then.
+
+        Args:
+            timeout: Seconds. None: as long as it takes. Not in asyncio.
+
+        Raises:
+            asyncio.TimeoutError: It has not ended in that time. Nothing else happens.
         """
-        return await self._transport._wait()
+        if timeout is not None:
+            timeout = judged_seconds("timeout", timeout)
+        return await self._transport._wait(timeout)
 
     def send_signal(self, signal: int, *, tree: bool = False) -> None:
         """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
@@ -484,9 +293,172 @@ class Process(asyncio.subprocess.Process):
                     logger.debug("%r communicate: feed stdin (%s bytes)", self, view.nbytes)
         pipe.finish()
 
-    # -- the context manager
+    # -- reading
 
-    async def __aenter__(self) -> Process:
+    def lines(self) -> Merged[bytes]:
+        """Return an iterator of the lines of stdout and stderr, as they come.
+
+        ::
+
+            async for stream, line in process.lines():
+                print(stream, line)
+
+        Not in asyncio.
+
+        Returns:
+            An asynchronous iterator of (stream, line): "stdout" or "stderr", and a line with
+            its newline, the last of a stream perhaps without. It ends when both have ended.
+            It can be left, and gone on with, by another call too: nothing is lost.
+
+        Raises:
+            ValueError: Neither stdout nor stderr is a pipe.
+            RuntimeError: While waiting: somebody else is reading.
+        """
+        return self._merged("lines")
+
+    def chunks(self) -> Merged[bytes]:
+        """Return an iterator of what stdout and stderr give, as it comes.
+
+        Not in asyncio.
+
+        Returns:
+            As :meth:`lines`, with pieces of any size in place of lines.
+
+        Raises:
+            As lines().
+        """
+        return self._merged("chunks")
+
+    def _merged(self, caller: str) -> Merged[Any]:
+        sources = []
+        for name in ("stdout", "stderr"):
+            reader = getattr(self, name)
+            if reader is not None:
+                take = reader._line_now if caller == "lines" else reader._chunk_now
+                sources.append((name, reader._source, take))
+        if not sources:
+            raise ValueError(f"{caller}() needs output: stdout or stderr must be PIPE")
+        return Merged(caller, sources, self._moment)
+
+    async def read_until(
+        self, pattern: Any, *, timeout: float | None = None, limit: int | None = None
+    ) -> bytes:
+        """Return what comes on stdout up to a pattern, with what matches it.
+
+        The first match that there is in what has come, which need not be all that a pattern
+        could match. While it waits, up to 64 MiB of stderr are read and kept. ::
+
+            await shell.read_until(b"$ ")
+            shell.stdin.write(b"make\\n")
+            answer = await shell.read_until(re.compile(rb"(done|failed)\\n"), timeout=60)
+
+        Not in asyncio.
+
+        Args:
+            pattern: Bytes, which are looked for as they are; a compiled pattern of
+                :mod:`re`, which is searched from the beginning of what has not been read, as
+                more comes; or a tuple of these: the match that ends first counts. (With
+                text=True str, and patterns of str.)
+            timeout: Seconds. None: as long as it takes.
+            limit: Most bytes before the match (characters of text). None: any number.
+
+        Returns:
+            The bytes; with text=True a str.
+
+        Raises:
+            asyncio.TimeoutError: It has not come in that time. What has come can be read.
+            asyncio.IncompleteReadError: The output has ended before; its ``partial`` has what
+                was left of it. A note says how the process has ended, if it has, and the last
+                of its stderr that nobody has read.
+            asyncio.LimitOverrunError: More than `limit` has come; it can be read.
+            ValueError: stdout is no pipe, or the pattern matches where nothing is.
+            TypeError: No such pattern.
+            RuntimeError: Somebody else is reading.
+        """
+        return await self._read_until(bytes, pattern, timeout, limit)  # type: ignore[no-any-return]
+
+    async def _read_until(
+        self, kind: type, pattern: Any, timeout: float | None, limit: int | None
+    ) -> Any:
+        patterns, literals = compiled(pattern, kind)
+        reader: Any = self.stdout
+        if reader is None:
+            raise ValueError("read_until() needs stdout=PIPE")
+        if limit is not None and limit <= 0:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        deadline = None
+        if timeout is not None:
+            seconds = judged_seconds("timeout", timeout)
+            deadline = Deadline(self._loop, seconds, f"{pattern!r:.100}")
+        self._keep("stderr")
+        try:
+            if kind is bytes and len(literals) == len(patterns):
+                literals.sort(key=len)
+                return await reader._until(literals, limit, "read_until", deadline)
+            return await until(reader, patterns, limit, "read_until", deadline)
+        except asyncio.IncompleteReadError as error:
+            await self._moment()
+            add_note(error, self._last_words())
+            raise
+
+    async def _moment(self) -> None:
+        """All output has ended, and most likely the child has."""
+        if self.returncode is None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await self.wait(MOMENT)
+
+    def _last_words(self) -> str:
+        """How it has ended, and what it has said that nobody has read."""
+        transport = self._transport
+        text = f"{label(transport.user_args, transport.name)}: "
+        text += status(self.returncode) or "still running"
+        stderr: Any = self.stderr
+        if stderr is not None and stderr._source._exception is None:
+            last = stderr._all()[-MOST_OF_OUTPUT:]
+            if isinstance(last, bytes):
+                last = lenient(last, "utf-8", len(last) == MOST_OF_OUTPUT)
+            last = translate_newlines(last).rstrip()
+            if last:
+                text += "\n" + escaped(last, keep="\n\t")
+        return text
+
+    def _keep(self, *names: str) -> None:
+        """What comes there does not have the child wait, though nobody reads it."""
+        for name in names:
+            reader = getattr(self, name)
+            if reader is not None and reader._source._sink is None:
+                with contextlib.suppress(OSError, MemoryError):
+                    reader._source._keep_up_to(KEPT)
+
+    # -- the end
+
+    async def stop(self, stop: Any = None) -> int | None:
+        """End the child, and all that it has started if it was made with its tree.
+
+        Step by step, until nobody is left; whoever still lives after the last of them gets
+        SIGKILL. Up to 64 MiB of what it writes meanwhile are kept, and can be read then, as
+        can what it had written before. A child that has ended is no error, and what it has
+        left behind is ended. Not in asyncio.
+
+        A cancellation does not interrupt it, but is raised at its end; a second one leaves
+        out what is left of the grace.
+
+        Args:
+            stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
+                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin and gives a server 5
+                seconds to finish its work. Without an "eof" stdin is closed at once.
+                Default: what open_process() was given; else 5 seconds.
+
+        Returns:
+            The returncode. None if it could not be ended (another user's, or the kernel does
+            not let go of it); a warning is logged then.
+        """
+        check_loop(self._loop)
+        steps = self._steps if stop is None else judged_steps(stop)
+        await self._end(steps, None)
+        return self.returncode
+
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -496,49 +468,118 @@ class Process(asyncio.subprocess.Process):
         traceback: TracebackType | None,
     ) -> None:
         check_loop(self._loop)
-        await to_the_end(self._loop.create_task(self._end()))
-
-    async def _end(self) -> None:
-        stdin = self._transport.get_pipe_transport(0)
-        if stdin is not None:
-            stdin.close()
-        if self._transport.tree is not None:
-            await self._end_tree(self._transport.tree)
-        elif self.returncode is None:
-            self._may_signal(self.terminate)
-            try:
-                await asyncio.wait_for(self.wait(), GRACE)
-            except asyncio.TimeoutError:
-                if self._may_signal(self.kill):
-                    await self.wait()
-                else:
-                    logger.warning("%r goes on: it may not be killed by this user", self)
-        # A grandchild may hold the pipes open for as long as it likes.
-        self._transport.close()
+        cancelled = exc if isinstance(exc, asyncio.CancelledError) else None
+        try:
+            if exc is None and self._has_fallen_silent():
+                await self._moment()
+        except asyncio.CancelledError as error:
+            cancelled = error
+        try:
+            await self._end(self._steps, cancelled)
+        finally:
+            # A grandchild may hold the pipes open for as long as it likes.
+            self._transport.close()
         # Lets the readers learn that nothing will come.
         await asyncio.sleep(0)
+        if cancelled is not None and cancelled is not exc:
+            raise cancelled
 
-    async def _end_tree(self, tree: ProcessTree) -> None:
-        try:
-            await tree.signal(signal.SIGTERM)
-            if not await tree.gone(GRACE):
-                left = await tree.kill()
-                if left:
-                    logger.warning("%r: %r cannot be ended", self, left)
-                if left and self.pid in left:
-                    return
-            await self.wait()
-        finally:
-            tree.close()
+    def _has_fallen_silent(self) -> bool:
+        """Whether there was output, and all of it has ended."""
+        pipes = [pipe for fd, pipe in self._transport._pipes.items() if fd]
+        return bool(pipes) and all(pipe._lost for pipe in pipes)
 
-    @staticmethod
-    def _may_signal(send: Callable[[], None]) -> bool:
-        """Sends a signal, if the child lives. False: one that runs as another user (sudo,
-        su) refuses it."""
-        try:
-            send()
-        except ProcessLookupError:
-            pass
-        except PermissionError:
+    async def _end(self, steps: list[Step], cancelled: asyncio.CancelledError | None) -> None:
+        if self._stopping is not None:
+            await self._stopping.join(cancelled)
+        elif not self._is_gone():
+            self._keep("stdout", "stderr")
+            self._stopping = stopping = Stopping(self._transport, steps, cancelled)
+            try:
+                self._was_stopped = await stopping.run()
+            finally:
+                self._stopping = None
+
+    def _is_gone(self) -> bool:
+        """Whether nobody is left that we would end."""
+        if self.returncode is None:
             return False
-        return True
+        return self._was_stopped or self._transport.tree is None
+
+
+class _TextStream:
+    """A stream of a TextProcess, made when somebody asks for it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, process: TextProcess | None, owner: object) -> Any:
+        if process is None:
+            return self
+        stream = getattr(process._protocol, self._name)
+        if stream is None:
+            return None
+        encoding, errors, input_errors = process._text
+        text: Any
+        if self._name == "stdin":
+            text = TextWriter(stream, encoding, input_errors)
+        else:
+            text = TextReader(stream, encoding, errors)
+        process.__dict__[self._name] = text
+        return text
+
+
+class TextProcess(Process):
+    """A :class:`Process` whose streams are of text, as open_process(text=True) makes it.
+
+    stdin: :class:`TextWriter`; stdout, stderr: :class:`TextReader`. What reads or writes
+    takes and gives str.
+    """
+
+    if TYPE_CHECKING:
+        stdin: TextWriter | None  # type: ignore[assignment]
+        stdout: TextReader | None  # type: ignore[assignment]
+        stderr: TextReader | None  # type: ignore[assignment]
+    else:
+        stdin, stdout, stderr = map(_TextStream, ("stdin", "stdout", "stderr"))
+    #: The encoding, what to do about bytes that are no text, and about text that has none.
+    _text: tuple[str, str, str]
+
+    def lines(self) -> Merged[str]:  # type: ignore[override]
+        """As :meth:`Process.lines`, of str."""
+        return self._merged("lines")
+
+    def chunks(self) -> Merged[str]:  # type: ignore[override]
+        """As :meth:`Process.chunks`, of str."""
+        return self._merged("chunks")
+
+    async def read_until(  # type: ignore[override]
+        self, pattern: Any, *, timeout: float | None = None, limit: int | None = None
+    ) -> str:
+        """As :meth:`Process.read_until`, of str."""
+        text: str = await self._read_until(str, pattern, timeout, limit)
+        return text
+
+    async def communicate(  # type: ignore[override]
+        self, input: str | None = None
+    ) -> tuple[str, str]:
+        """As :meth:`Process.communicate`, of str.
+
+        Raises:
+            UnicodeDecodeError: With errors="strict"; its ``object`` has the output.
+        """
+        data = None
+        if input is not None:
+            if not isinstance(input, str):
+                error = TypeError(f"communicate() takes str, not {type(input).__name__}")
+                add_note(error, "decode() it, or leave out text=True")
+                raise error
+            encoding, _, errors = self._text
+            data = Encoder(encoding, errors).encode(input)
+        outputs: Any = await super().communicate(data)
+        streams: tuple[Any, Any] = self.stdout, self.stderr
+        texts: Any = [
+            None if data is None else stream._last(data)
+            for stream, data in zip(streams, outputs, strict=True)
+        ]
+        return texts[0], texts[1]

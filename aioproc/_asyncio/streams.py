@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .._sink import Sink
@@ -21,6 +21,40 @@ from .transport import check_loop
 #: Where a pipe pauses while nobody waits for more, in bytes, with limit=None. What
 #: asyncio's default limit of 64 KiB makes of it.
 PAUSE_AT = 128 * 1024
+
+
+class Deadline:
+    """When who waits for a reader gives up, by the loop's clock; without a loss."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, what: str) -> None:
+        self._loop = loop
+        self._end = loop.time() + seconds
+        self._text = f"{what} has not come within {seconds:g} seconds"
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_over = False
+
+    def start(self, reader: StreamReader) -> None:
+        if self._is_over:
+            raise self._error(reader)
+        # There is one more wait, which gives what is in the pipe.
+        self._is_over = self._loop.time() >= self._end
+        self._timer = self._loop.call_at(self._end, self._is_up, reader)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_up(self, reader: StreamReader) -> None:
+        # The loop may have been busy till now: what has come in time is looked for first.
+        if reader._waiter is not None and isinstance(reader._transport, ReadPipeTransport):
+            reader._transport.read_now()
+        reader._fail_waiter(self._error(reader))
+
+    def _error(self, reader: StreamReader) -> asyncio.TimeoutError:
+        held = reader._exact_size()
+        other = f"; {held} bytes of other output have" if held else ""
+        return asyncio.TimeoutError(self._text + other)
 
 
 class _Buffer(bytearray):
@@ -85,6 +119,10 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         if self._paused:
             info.append("paused")
         return f"<{' '.join(info)}>"
+
+    @property
+    def _source(self) -> StreamReader:
+        return self
 
     # -- the feeding side
 
@@ -167,9 +205,11 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                 # tries again, and is told.
                 pass
 
-    async def _more(self, caller: str) -> None:
-        """Waits for data or the end. Others may have read meanwhile, so that all one
-        knows is what one knows after _begin()."""
+    def _expect(self, caller: str) -> None:
+        """What comes is read, for who is about to wait for it.
+
+        RuntimeError: somebody else does.
+        """
         if self._waiter is not None or self._sink is not None:
             raise RuntimeError(
                 f"{caller}() called while another coroutine is already waiting for incoming data"
@@ -181,13 +221,31 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
             self._resume()
         if isinstance(self._transport, ReadPipeTransport):
             self._transport.watch()
+
+    async def _more(self, caller: str, deadline: Deadline | None = None) -> None:
+        """Waits for data or the end. Others may have read meanwhile, so that all one
+        knows is what one knows after _begin()."""
+        self._expect(caller)
         waiter = self._waiter = self._loop.create_future()
         try:
+            if deadline is not None:
+                deadline.start(self)
             await waiter
         finally:
             if self._waiter is waiter:
                 self._waiter = None
+            if deadline is not None:
+                deadline.stop()
         self._begin()
+
+    def _keep_up_to(self, size: int) -> None:
+        """So much of what nobody reads is kept, in bytes, before the pipe is paused and the
+        child has to wait."""
+        self._pause_at = max(self._pause_at, size)
+        if self._paused and self._size <= self._pause_at // 2:
+            self._resume()
+        if not self._eof and isinstance(self._transport, ReadPipeTransport):
+            self._transport.watch()
 
     def _check(self) -> None:
         if self._exception is not None:
@@ -209,28 +267,40 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         rule).
         """
         self._begin()
-        limit = self._limit
         while True:
-            if self._cut:
-                line = self._cut.popleft()
-                self._size -= len(line)
-                break
-            cut = self._cut_lines()
-            if cut is not None:
-                line = cut
-                break
-            if limit is not None and self._size > limit:
-                self._replace(())
-                self._maybe_resume()
-                raise ValueError("Separator is not found, and chunk exceed the limit")
-            if self._eof:
-                return self._take_all()
+            line = self._line_now()
+            if line is not None:
+                return line
             await self._more("readline")
+
+    def _line_now(self) -> bytes | None:
+        """As readline, of what is here; None: the line's end has not come."""
+        limit = self._limit
+        if self._cut:
+            line = self._cut.popleft()
+            self._size -= len(line)
+        else:
+            cut = self._cut_lines()
+            if cut is None:
+                if limit is not None and self._size > limit:
+                    self._replace(())
+                    self._maybe_resume()
+                    raise ValueError("Separator is not found, and chunk exceed the limit")
+                return self._take_all() if self._eof else None
+            line = cut
         if self._paused:
             self._maybe_resume()
         if limit is not None and len(line) - 1 > limit:
             raise ValueError("Separator is found, but chunk is longer than limit")
         return line
+
+    def _chunk_now(self) -> bytes:
+        """What came at once, of what is here; b"": nothing is."""
+        if self._cut:
+            return self._take(len(self._cut[0]))
+        if self._pieces:
+            return self._take(len(self._pieces[0]) - self._taken)
+        return b""
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
         """What comes up to the separator (bytes, or a tuple of them: the nearest end
@@ -243,12 +313,21 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
         if not separators:
             raise ValueError("Separator should contain at least one element")
-        shortest, longest = len(separators[0]), len(separators[-1])
-        if not shortest:
+        if not len(separators[0]):
             raise ValueError("Separator should be at least one-byte string")
+        return await self._until(separators, self._limit, "readuntil")
+
+    async def _until(
+        self,
+        separators: Sequence[Any],
+        limit: int | None,
+        caller: str,
+        deadline: Deadline | None = None,
+    ) -> bytes:
+        """separators: from the shortest to the longest."""
+        shortest, longest = len(separators[0]), len(separators[-1])
         self._begin()
 
-        limit = self._limit
         at = -1
         while True:
             if self._fed - self._size != at:
@@ -268,7 +347,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                     )
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take_all(), None)
-            await self._more("readuntil")
+            await self._more(caller, deadline)
 
         start, end = found
         if limit is not None and start > limit:

@@ -56,6 +56,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
     # Until __init__ has taken charge.
     _closed = True
     _pipes_open = 0
+    #: Stands for the command in messages.
+    name: str | None = None
     #: Whether the protocol wants to see each piece of data, as soon as it comes.
     _in_person = True
 
@@ -72,6 +74,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._context = child.context
         # Not the whole spec, which holds everything twice.
         self.user_args = spec.user_args
+        self.leads_group = spec.leads_group
         #: What is ended with the child, if its spec asked for that.
         self.tree: ProcessTree | None = None
         if spec.tree:
@@ -86,7 +89,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._finished = False
         self._exit_waiters: list[asyncio.Future[int]] = []
         #: Resolved when all pipes have ended as well.
-        self._finish_waiter: asyncio.Future[None] | None = None
+        self._finish_waiters: list[asyncio.Future[None]] = []
         self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
         #: How often it has been looked at while it lived.
         self._looks = 0
@@ -143,7 +146,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         what = self._abandon()
         if what:
             assert self._child is not None
-            command = _shortened(self.user_args)
+            command = self.name or _shortened(self.user_args)
             _warn(f"process {self._child.pid} ({command}) {what}", ResourceWarning, source=self)
 
     def _abandon(self) -> str:
@@ -272,34 +275,64 @@ class SubprocessTransport(asyncio.SubprocessTransport):
 
     # -- what happens to the child
 
-    async def _wait(self) -> int:
-        """The returncode, as soon as the child has ended."""
+    async def _wait(self, timeout: float | None = None) -> int:
+        """The returncode, as soon as the child has ended; asyncio.TimeoutError if that takes
+        longer."""
         returncode = self.get_returncode()
         if returncode is not None:
             return returncode
         check_loop(self._loop)
-        waiter: asyncio.Future[int] = self._loop.create_future()
-        self._exit_waiters.append(waiter)
+        waiter = self._exit_future()
+        timer = None
+        if timeout is not None:
+            timer = self._loop.call_later(max(timeout, 0), self._give_up, waiter, timeout)
         try:
             return await waiter
         finally:
             self._exit_waiters.remove(waiter)
+            if timer is not None:
+                timer.cancel()
+
+    def _give_up(self, waiter: asyncio.Future[int], timeout: float) -> None:
+        # An end that the loop, busy till now, has not noticed is one in time.
+        if not waiter.done() and self._look() is None:
+            command = self.name or _shortened(self.user_args)
+            text = f"process {self.get_pid()} ({command}) has not ended within {timeout:g} seconds"
+            waiter.set_exception(asyncio.TimeoutError(text))
+
+    def _exit_future(self) -> asyncio.Future[int]:
+        """Done when the child's end has been noticed."""
+        waiter: asyncio.Future[int] = self._loop.create_future()
+        returncode = self.get_returncode()
+        if returncode is not None:
+            waiter.set_result(returncode)
+        self._exit_waiters.append(waiter)
+        return waiter
+
+    def _finish_future(self) -> asyncio.Future[None]:
+        """Done when the child and all its pipes have ended."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        if self._finished:
+            waiter.set_result(None)
+        else:
+            self._finish_waiters.append(waiter)
+        return waiter
 
     async def _wait_finished(self) -> None:
-        """Returns when the child and all its pipes have ended. One at a time."""
+        """Returns when the child and all its pipes have ended."""
         if self._finished:
             return
-        self._finish_waiter = self._loop.create_future()
+        waiter = self._finish_future()
         try:
-            await self._finish_waiter
+            await waiter
         finally:
-            self._finish_waiter = None
+            self._finish_waiters.remove(waiter)
 
     def _out_of_memory(self, exc: MemoryError) -> None:
         """A read of a pipe has failed: tells who waits for all of it."""
-        waiter = self._finish_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(exc)
+        for waiter in self._finish_waiters:
+            if not waiter.done():
+                waiter.set_exception(exc)
 
     def _tell(self, method: Callable[..., Any], *args: Any) -> None:
         """Calls the protocol, whose errors are not ours."""
@@ -369,6 +402,6 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             self._closed = True
             self._tell(self._protocol.connection_lost, None)
             self._protocol = None
-            waiter = self._finish_waiter
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            for waiter in self._finish_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)

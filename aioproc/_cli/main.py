@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import os
+import sys
+from typing import NoReturn
 
 from .. import __version__
 from .._install import ASYNCIO_LIMIT
+from . import run as running
 from .exec import execute
 from .report import print_report
-from .run import run
 
 
 def _limit(text: str) -> int | None:
@@ -31,48 +33,47 @@ def _command_line(
     return argv
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
+class _Parser(argparse.ArgumentParser):
+    #: The exit code for misuse.
+    misuse = 2
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.misuse, f"{self.prog}: error: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m aioproc",
+    """Does what the command line says, and returns the exit code."""
+    name = os.path.basename(sys.argv[0])
+    prog = "python -m aioproc" if name == "__main__.py" else name
+    parser = _Parser(
+        prog=prog,
         description="Without a command: tells which backend is in use, and why not the others.",
     )
     parser.add_argument("--json", action="store_true", help="the same for programs")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="run | exec")
-    running = commands.add_parser(
+    run = commands.add_parser(
         "run",
-        help="run one command through the library",
-        usage="python -m aioproc run [--timeout S] [--stats] -- CMD [ARG ...]",
-        description="Runs CMD with our stdin, stdout and stderr and returns its exit code; "
-        "128+N for signal N (not on Windows), 1 if its exit code cannot be known, 124 after "
-        "a timeout, 127 if CMD is not found, 126 if it cannot be started for another reason.",
+        help="run one command, and end it with all that it has started when its time is up",
+        usage=f"{prog} run [--timeout S] [--idle-timeout S] [--kill-after S] [--signal SIG]\n"
+        "           [--env NAME=VALUE] [--cwd DIR] [--stats] [--] CMD [ARG ...]",
+        description="Runs CMD with our stdin, stdout and stderr, in our session and process "
+        "group, and returns its exit code; 128+N for signal N (not on Windows); 124 after a "
+        "timeout, 137 if it took SIGKILL to end it then; 125 if the options cannot be taken, "
+        "126 if CMD cannot be started, 127 if it is not found; 1 if its exit code cannot be "
+        "known. SIGTERM, SIGHUP and SIGQUIT end CMD with all that it has started. Ctrl-C is "
+        "CMD's own: if it ends by it, so do we.",
     )
-    running.add_argument(
-        "--timeout",
-        type=_seconds,
-        metavar="S",
-        help="after S seconds SIGTERM, after 5 more SIGKILL",
-    )
-    running.add_argument(
-        "--stats", action="store_true", help="print time, CPU and memory to stderr"
-    )
-    running.add_argument(
+    run.misuse = running.FAILED  # as timeout(1)
+    running.add_options(run)
+    run.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="CMD", help="a program and its arguments"
     )
     executing = commands.add_parser(
         "exec",
         help="run a Python program with aioproc in asyncio's place",
-        usage="python -m aioproc exec [--limit N|none] SCRIPT.py|-m MODULE [ARG ...]",
+        usage=f"{prog} exec [--limit N|none] SCRIPT.py|-m MODULE [ARG ...]",
         description="Runs a Python program as python itself would, after aioproc.install(): "
         "its use of asyncio's subprocess functions is served by aioproc.",
     )
@@ -87,14 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
     executing.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="PROGRAM", help="and its arguments"
     )
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        theirs = run if options.command == "run" else parser
+        theirs.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.command == "exec":
         program = _command_line(options, executing, "a program")
         execute(program, options.as_module, options.limit)
         return 0
     if options.command == "run":
-        _command_line(options, running, "a command")
-        # More seconds than a lock can wait mean no timeout.
-        timeout = options.timeout if options.timeout and options.timeout < 1e8 else None
-        return asyncio.run(run(options.argv, timeout, options.stats))
+        _command_line(options, run, "a command")
+        return running.run(options)
     return print_report(options.json)

@@ -1,26 +1,304 @@
-"""``run``: a command run through the library."""
+"""``run``: one command, run as timeout(1) would, and by the library."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import contextlib
+import functools
+import logging
+import os
 import platform
 import signal
 import sys
-import time
+from math import inf
+from time import monotonic
+from typing import Any
 
-from .. import UNKNOWN_EXIT, Process, create_subprocess_exec
+from .. import PIPE, UNKNOWN_EXIT, Process, open_process
+from .._trees.steps import GRACE, judged_steps
+from .output import pass_on
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-#: What the shell and timeout(1) return in these cases.
-TIMED_OUT, NOT_EXECUTABLE, NOT_FOUND = 124, 126, 127
+#: What timeout(1) returns in these cases, and the shell.
+TIMED_OUT, FAILED, NOT_EXECUTABLE, NOT_FOUND = 124, 125, 126, 127
+
+#: Those that are for us, and end the command with all that it has started.
+ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Seconds: as long as a timer takes, on all loops.
+FOREVER = 1e8
+#: Seconds for what is on its way.
+MOMENT = 0.5
 
 
-def _print_stats(process: Process, seconds: float) -> None:
+# -- the options
+
+
+def _seconds(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    try:
+        value = float(number) * _UNITS[unit]
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def _signal(text: str) -> int:
+    name = text.upper()
+    name = name if name.startswith(("SIG", "CTRL_")) else f"SIG{name}"
+    number = int(text) if text.isdecimal() else int(getattr(signal, name, 0))
+    try:
+        judged_steps([(number, 0)])
+    except ValueError:
+        number = 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"there is no signal {text!r} to end a command by")
+    return number
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="S",
+        help="end CMD, and all that it has started, after S seconds (also 5m, 2h, 1d)",
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        type=_seconds,
+        metavar="S",
+        help="the same when it has written nothing for S seconds; its output goes through "
+        "pipes then, not straight to ours",
+    )
+    parser.add_argument(
+        "--kill-after",
+        type=_seconds,
+        metavar="S",
+        default=GRACE,
+        help=f"seconds between the signal and SIGKILL (default {GRACE:g})",
+    )
+    parser.add_argument(
+        "--signal",
+        type=_signal,
+        metavar="SIG",
+        default=signal.SIGTERM,
+        help="the signal to end it by after a timeout, by name or number (default TERM)",
+    )
+    parser.add_argument("--env", type=_variable, metavar="NAME=VALUE", action="append", default=[])
+    parser.add_argument("--cwd", metavar="DIR", help="run CMD there")
+    parser.add_argument(
+        "--stats", action="store_true", help="print time, CPU and memory to stderr"
+    )
+
+
+# -- the run
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a command with our streams, in our session and process group."""
+    # What there is to be said we say ourselves.
+    logging.getLogger("asyncio").addHandler(logging.NullHandler())
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # Ctrl-C goes to all that is in the terminal's foreground: the command decides.
+        signal.signal(signal.SIGINT, lambda *_: None)
+    code = asyncio.run(_main(options))
+    if code == -signal.SIGINT:
+        # So that a shell that runs us in a loop sees that it has been interrupted.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return code if code >= 0 else 128 - code
+
+
+async def _main(options: argparse.Namespace) -> int:
+    return await _Run(options).main()
+
+
+class _Run:
+    """One run; the process is held by it alone, and ended by none but it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._began = monotonic()
+        #: Resolved with the signal that is to end it.
+        self._told: asyncio.Future[int] = self._loop.create_future()
+        #: When there was the last output, if it goes through us.
+        self._last = self._began
+        self._is_writing = False
+
+    async def main(self) -> int:
+        """Return the exit code; -N for signal N."""
+        options = self._options
+        stream = PIPE if options.idle_timeout is not None else None
+        self._handle_signals()
+        try:
+            process = await open_process(
+                *options.argv,
+                stdin=None,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=False,
+                cwd=options.cwd,
+                env_update=dict(options.env),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
+            if isinstance(error, OSError) and options.cwd and error.filename == options.cwd:
+                return _complain(error, FAILED)
+            missing = isinstance(error, FileNotFoundError)
+            return _complain(error, NOT_FOUND if missing else NOT_EXECUTABLE)
+        pump = None if stream is None else self._loop.create_task(self._pass_on(process))
+        try:
+            return await self._follow(process, pump)
+        finally:
+            if pump is not None:
+                pump.cancel()
+                await asyncio.wait([pump])
+
+    async def _follow(self, process: Process, pump: asyncio.Task[None] | None) -> int:
+        options = self._options
+        exit = self._loop.create_task(process.wait())
+        over = await self._until_over(process, exit, pump)
+        if over == "exit" and process.returncode in _DEADLY:
+            # The same signal may be on its way to us.
+            await asyncio.wait([self._told], timeout=MOMENT)
+        if over != "exit" or self._told.done():
+            number = self._told.result() if self._told.done() else options.signal
+            if over == "broken":
+                number = signal.SIGTERM
+            await process.stop([(number, options.kill_after)])
+            if pump is not None:
+                await asyncio.wait([pump], timeout=MOMENT)
+        exit.cancel()
+        if options.stats:
+            print("\n".join(_stats(process, monotonic() - self._began)), file=sys.stderr)
+        code = process.returncode
+        if code is None:
+            _say(f"pid {process.pid} goes on: it could not be ended")
+        if over == "broken":
+            return -int(getattr(signal, "SIGPIPE", 13))
+        if over in ("timeout", "idle"):
+            seconds = options.timeout if over == "timeout" else options.idle_timeout
+            _say(f"timed out after {seconds:g} seconds{' without output' * (over == 'idle')}")
+            # As timeout(1), whose caller is to know that it needed that.
+            return -_KILL if code == -_KILL else TIMED_OUT
+        if code is None:
+            return FAILED
+        return 1 if code == UNKNOWN_EXIT else code
+
+    async def _until_over(
+        self, process: Process, exit: asyncio.Task[int], pump: asyncio.Task[None] | None
+    ) -> str:
+        """Why it is over: "exit" (and all output has been passed on), "timeout", "idle",
+        "told" (to end it), or "broken" (nobody reads what is passed on)."""
+        waits_for: set[asyncio.Future[Any]] = {exit, self._told}
+        if pump is not None:
+            waits_for.add(pump)
+        deadline = self._began + (self._options.timeout or inf)
+        # How long there may be no output: while it lives; and for the end of its pipes, which
+        # somebody else may have.
+        most = self._options.idle_timeout or inf
+        while True:
+            now = monotonic()
+            end = min(deadline, now + MOMENT if self._is_writing else self._last + most)
+            done, waits_for = await asyncio.wait(
+                waits_for,
+                timeout=min(max(end - now, 0), FOREVER),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._told in done:
+                return "told"
+            if pump is not None and pump in done and pump.exception() is not None:
+                return "broken"
+            if exit.done() and (pump is None or pump.done()):
+                return "exit"
+            now = monotonic()
+            if exit in done:
+                self._last, most = now, MOMENT
+            elif not exit.done() and process.returncode is not None:
+                continue  # it has ended in time, and will be told of
+            is_late = now >= deadline
+            is_quiet = now >= self._last + most and not self._is_writing
+            if is_late or is_quiet:
+                return "exit" if exit.done() else "timeout" if is_late else "idle"
+
+    async def _pass_on(self, process: Process) -> None:
+        async for stream, data in process.chunks():
+            self._last = monotonic()
+            self._is_writing = True
+            await pass_on(stream, data)
+            self._is_writing = False
+            self._last = monotonic()
+
+    def _handle_signals(self) -> None:
+        loop = self._loop
+
+        def end(number: int) -> None:
+            if not self._told.done():
+                self._told.set_result(number)
+
+        def interrupted(number: int) -> None:
+            if not _is_in_foreground():
+                # No terminal has sent it to the command as well.
+                end(number)
+
+        for name in (*ENDING, "SIGINT"):
+            number = getattr(signal, name, None)
+            # nohup(1) and the like have some ignored.
+            if number is None or signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            handler = interrupted if name == "SIGINT" else end
+            try:
+                loop.add_signal_handler(number, functools.partial(handler, number))
+            except NotImplementedError:  # Windows
+                if name != "SIGINT":
+                    told = functools.partial(loop.call_soon_threadsafe, end, signal.SIGTERM)
+                    signal.signal(number, lambda *_, told=told: told())
+
+
+_KILL: int = getattr(signal, "SIGKILL", 9)
+#: The returncodes of a command that one of those has ended.
+_DEADLY = [-getattr(signal, name, 0) for name in ENDING if hasattr(signal, name)]
+
+
+def _is_in_foreground() -> bool:
+    """Whether Ctrl-C at our terminal reaches our process group."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+def _say(text: str) -> None:
+    print(f"aioproc: {text}", file=sys.stderr)
+
+
+def _complain(error: BaseException, code: int) -> int:
+    _say(str(error))
+    return code
+
+
+def _stats(process: Process, seconds: float) -> list[str]:
     lines = [f"wall time   {seconds:.3f} s"]
     usage = process.rusage
     if process.returncode is None:
@@ -40,45 +318,4 @@ def _print_stats(process: Process, seconds: float) -> None:
         unit = 1 if platform.system() == "Darwin" else 1024
         if peak is not None:
             lines.append(f"peak memory {below}{peak * unit / 2**20:.1f} MiB")
-    print("\n".join(lines), file=sys.stderr)
-
-
-def _pass_on(process: Process) -> None:
-    try:
-        process.terminate()
-    except ProcessLookupError:
-        pass
-    except PermissionError as error:  # it runs setuid
-        print(f"aioproc: {error}", file=sys.stderr)
-
-
-async def run(command: list[str], timeout: float | None, stats: bool) -> int:
-    loop = asyncio.get_running_loop()
-    start = time.perf_counter()
-    try:
-        process = await create_subprocess_exec(*command)
-    except (OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
-        print(f"aioproc: {error}", file=sys.stderr)
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-    timed_out = False
-    async with process:
-        # Ctrl-C reaches the child as well, which decides; what is sent to us alone is
-        # passed on.
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(signal.SIGINT, lambda: None)
-            loop.add_signal_handler(signal.SIGTERM, _pass_on, process)
-        try:
-            await asyncio.wait_for(process.wait(), timeout)
-        except asyncio.TimeoutError:
-            timed_out = True
-    if stats:
-        _print_stats(process, time.perf_counter() - start)
-    if timed_out:
-        print(f"aioproc: timed out after {timeout:g} seconds", file=sys.stderr)
-        return TIMED_OUT
-    returncode = process.returncode
-    assert returncode is not None
-    if returncode is UNKNOWN_EXIT:
-        return 1
-    return returncode if returncode >= 0 else 128 - returncode
+    return lines

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import inspect
-import io
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from .._text import Decoder, LineSplitter
+
 Callback = Callable[[str, Any], object]
-
-
-class Decoder:
-    """Text as subprocess makes it: newlines of all systems become \\n."""
-
-    def __init__(self, encoding: str, errors: str) -> None:
-        decoder = codecs.getincrementaldecoder(encoding)(errors)
-        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
-
-    def decode(self, data: bytes, final: bool = False) -> str:
-        return self._decoder.decode(data, final)
 
 
 class Listener:
@@ -36,8 +25,7 @@ class Listener:
         self._on_output = on_output
         self._on_line = on_line
         self._decoder = decoder
-        #: Of a line whose end has not come.
-        self._rest: list[Any] = []
+        self._splitter = LineSplitter()
         #: It is with a callback just now, and so brakes the child.
         self.is_busy = False
 
@@ -50,25 +38,13 @@ class Listener:
             if piece and self._on_output is not None:
                 await _call(self._on_output, self._stream, piece)
             if self._on_line is not None:
-                for line in self._lines(piece):
-                    await _call(self._on_line, self._stream, line)
-                if not data and self._rest:
-                    line = type(piece)().join(self._rest)
-                    self._rest.clear()
+                lines = self._splitter.split(piece)
+                if not data:
+                    lines += self._splitter.rest()
+                for line in lines:
                     await _call(self._on_line, self._stream, line)
         finally:
             self.is_busy = False
-
-    def _lines(self, piece: Any) -> list[Any]:
-        newline: Any = b"\n" if isinstance(piece, bytes) else "\n"
-        *whole, rest = piece.split(newline)
-        lines = [line + newline for line in whole]
-        if lines and self._rest:
-            lines[0] = type(piece)().join([*self._rest, lines[0]])
-            self._rest.clear()
-        if rest:
-            self._rest.append(rest)
-        return lines
 
 
 async def _call(callback: Callback, stream: str, data: Any) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import functools
 import os
-import signal
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -14,16 +12,14 @@ from .._backends import system
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
+from .._text import Encoder, check_pieces, judged_text
+from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
 from .listen import Callback
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
 
 #: Seconds for the end of the pipes after the exit.
 DRAIN = 0.5
-#: Seconds between a step of an ending and the next.
-GRACE = 5.0
-#: A step of an ending: a signal or "eof", and the seconds that are given then.
-Step = tuple[Any, float]
 
 #: What to do in place of keywords of subprocess.run() and of asyncio's functions.
 INSTEAD = {
@@ -113,18 +109,18 @@ class Settings:
             )
         self.user_args: Any = program if shell else (program, *args)
         if name is not None:
-            self.name = _string("name", name)
+            self.name = judged_string("name", name)
         if text or encoding is not None or errors is not None:
             self._judge_text(encoding, errors)
         if check is not True:
             self._judge_check(check)
         if timeout is not None:
-            self.timeout = _seconds("timeout", timeout)
+            self.timeout = judged_seconds("timeout", timeout)
         if idle_timeout is not None:
-            self.idle_timeout = _seconds("idle_timeout", idle_timeout)
-        self.steps = _DEFAULT_STEPS if stop is GRACE else _steps(stop)
+            self.idle_timeout = judged_seconds("idle_timeout", idle_timeout)
+        self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
         if drain is not DRAIN:
-            self.drain = _seconds("drain", drain)
+            self.drain = judged_seconds("drain", drain)
             if self.drain < 0:
                 raise ValueError(f"drain must be 0 seconds or more, not {drain}")
         if leftovers != "leave":
@@ -145,16 +141,9 @@ class Settings:
         if idle_timeout is not None:
             self._needs_output("idle_timeout")
         if env_update is not None:
-            env = _updated(env, env_update)
+            env = updated(env, env_update)
         if shell is False:
-            if type(program) is not str:
-                program = _named(program)
-            program = system.relative(program)
-            if cwd is not None and options.get("executable") is None:
-                relative = system.from_here(program)
-                if relative is not None:
-                    options["executable"] = relative
-            command: Any = (program, *args)
+            command: Any = (judged_program(program, cwd, options), *args)
         else:
             command = program
             if not isinstance(command, (str, bytes)):
@@ -179,25 +168,14 @@ class Settings:
         self.listens = self.on_output is not None or self.on_line is not None
         self.is_in_a_hurry = self.listens or idle_timeout is not None or self.source is not None
         # All is judged before any file is opened.
-        self._spec = self._build(
-            [DEVNULL if isinstance(one, os.PathLike) else one for one in streams]
-            if self._has_paths
-            else streams
-        )
+        self._spec = self._build(without_paths(streams) if self._has_paths else streams)
         self.steps = system.possible_steps(self.steps, self._spec.leads_group)
 
     # -- one after the other
 
     def _judge_text(self, encoding: str | None, errors: str | None) -> None:
         self.text = True
-        if encoding is not None:
-            # LookupError also for those that are no encodings of text ("hex").
-            "".encode(encoding)
-            b"".decode(encoding)
-            self.encoding = _string("encoding", encoding)
-        if errors is not None:
-            codecs.lookup_error(errors)
-            self.errors = self._input_errors = errors
+        self.encoding, self.errors, self._input_errors = judged_text(encoding, errors)
 
     def _judge_check(self, check: Any) -> None:
         if isinstance(check, bool):
@@ -231,10 +209,8 @@ class Settings:
             if not callable(callback):
                 raise TypeError(f"{which} must be callable, not {callback!r:.100}")
             self._needs_output(which)
-        if self.text and codecs.lookup(self.encoding).incrementaldecoder is None:
-            raise LookupError(
-                f"{self.encoding} cannot be decoded piece by piece, as callbacks need it"
-            )
+        if self.text:
+            check_pieces(self.encoding, "callbacks need")
         self.on_output, self.on_line = on_output, on_line
 
     def _needs_output(self, which: str) -> None:
@@ -268,17 +244,7 @@ class Settings:
             stderr = PIPE
         self.captures = stdout == PIPE or stderr == PIPE
         streams = (stdin, stdout, stderr)
-        for number, stream in enumerate(streams):
-            if stream is None or isinstance(stream, int):
-                continue
-            if isinstance(stream, os.PathLike):
-                self._has_paths = True
-            elif isinstance(stream, (str, bytes)):
-                which = ("stdin", "stdout", "stderr")[number]
-                advice = "give a pathlib.Path for a file"
-                if number == 0:
-                    advice += ", or input= for data"
-                raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
+        self._has_paths = check_streams(streams)
         return streams
 
     def _judge_input(self, input: Any) -> None:
@@ -307,10 +273,8 @@ class Settings:
     # -- text
 
     @functools.cached_property
-    def _encoder(self) -> Any:
-        """One for all chunks: the byte order mark of utf-16, say, comes but once."""
-        make = codecs.lookup(self.encoding).incrementalencoder or codecs.IncrementalEncoder
-        return make(self._input_errors)
+    def _encoder(self) -> Encoder:
+        return Encoder(self.encoding, self._input_errors)
 
     def encode(self, chunk: Any) -> bytes:
         """A chunk of the input."""
@@ -319,10 +283,7 @@ class Settings:
                 error = TypeError("chunks of input must be bytes, not str")
                 add_note(error, "give text=True, or encode() them")
                 raise error
-            if os.linesep != "\n":
-                chunk = chunk.replace("\n", os.linesep)
-            encoded: bytes = self._encoder.encode(chunk)
-            return encoded
+            return self._encoder.encode(chunk)
         try:
             return bytes(memoryview(chunk))
         except TypeError:
@@ -340,13 +301,7 @@ class Settings:
         """What to spawn. What is opened for it, to be closed then, goes to `opened`."""
         if not self._has_paths:
             return self._spec
-        streams = []
-        for number, stream in enumerate(self._streams):
-            if isinstance(stream, os.PathLike):
-                stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
-                opened.append(stream)
-            streams.append(stream)
-        return self._build(streams)
+        return self._build(open_paths(self._streams, opened))
 
     def _build(self, streams: Iterable[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams
@@ -367,50 +322,58 @@ class Settings:
 
 
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
-_DEFAULT_STEPS: list[Step] = [(signal.SIGTERM, GRACE)]
 
 
-def _string(name: str, value: Any) -> str:
+def judged_string(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {value!r:.100}")
     return value
 
 
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r:.100}")
-    seconds = float(value)
-    if seconds != seconds:
-        raise ValueError(f"{name} must be a number of seconds, not {value}")
-    return seconds
+def check_streams(streams: tuple[Any, Any, Any], data: str = "input= for data") -> bool:
+    """Whether there is a path among them, which is to be opened. TypeError: there is a str.
+
+    data: what to do with data for stdin."""
+    has_paths = False
+    for which, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+        if stream is None or isinstance(stream, int):
+            continue
+        if isinstance(stream, os.PathLike):
+            has_paths = True
+        elif isinstance(stream, (str, bytes)):
+            advice = "give a pathlib.Path for a file"
+            if which == "stdin":
+                advice += f", or {data}"
+            raise TypeError(f"{which} cannot be {stream!r:.100}: {advice}")
+    return has_paths
 
 
-def _steps(stop: Any) -> list[Step]:
-    """A grace alone is SIGTERM and the wait for the end."""
-    if hasattr(stop, "__float__") and not isinstance(stop, bool):
-        seconds = _seconds("stop", stop)
-        if seconds < 0:
-            raise ValueError(f"stop must be 0 seconds or more, not {stop}")
-        return [(signal.SIGTERM, seconds)]
-    if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
-        raise TypeError(
-            "stop must be a number of seconds, or steps: "
-            f'stop=[("eof", 2), (signal.SIGTERM, 5)]; not {stop!r:.100}'
-        )
-    steps: list[Step] = []
-    for step in stop:
-        if not isinstance(step, (tuple, list)) or len(step) != 2:
-            raise TypeError(f"a step of stop is (signal or 'eof', seconds), not {step!r:.100}")
-        action, grace = step
-        seconds = _seconds("the grace of a step of stop", grace)
-        if seconds < 0:
-            raise ValueError(f"a step of stop has 0 seconds or more: {step!r:.100}")
-        if action != "eof":
-            if isinstance(action, bool) or not isinstance(action, int):
-                raise TypeError(f"a step of stop is a signal or 'eof', not {action!r:.100}")
-            system.check_stop_signal(action)
-        steps.append((action, seconds))
-    return steps
+def without_paths(streams: Iterable[Any]) -> list[Any]:
+    """All can be judged before any file is opened."""
+    return [DEVNULL if isinstance(one, os.PathLike) else one for one in streams]
+
+
+def open_paths(streams: Iterable[Any], opened: list[Any]) -> list[Any]:
+    """Opens what is given as a path; those files go to `opened`, too, to be closed."""
+    files = []
+    for number, stream in enumerate(streams):
+        if isinstance(stream, os.PathLike):
+            stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
+            opened.append(stream)
+        files.append(stream)
+    return files
+
+
+def judged_program(program: Any, cwd: Any, options: dict[str, Any]) -> Any:
+    """A program as the caller sees it, wherever the child is to be."""
+    if type(program) is not str:
+        program = _named(program)
+    program = system.relative(program)
+    if cwd is not None and options.get("executable") is None:
+        relative = system.from_here(program)
+        if relative is not None:
+            options["executable"] = relative
+    return program
 
 
 def _named(program: Any) -> Any:
@@ -423,7 +386,7 @@ def _named(program: Any) -> Any:
     return program
 
 
-def _updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
+def updated(env: Mapping[Any, Any] | None, update: Any) -> dict[Any, Any]:
     if not isinstance(update, Mapping):
         raise TypeError(f"env_update must be a mapping, not {update!r:.100}")
     variables: dict[Any, Any] = dict(os.environ if env is None else env)

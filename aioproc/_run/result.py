@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import reprlib
-import shlex
 import signal
 import subprocess
 import sys
@@ -13,20 +11,23 @@ from collections.abc import Callable, Container
 from typing import Any, Literal, TypeVar
 
 from .._backends.base import UNKNOWN_EXIT, ResourceUsage
+from .._messages import (
+    MOST_OF_OUTPUT,
+    escaped,
+    label,
+    lenient,
+    shortened,
+    status,
+    translate_newlines,
+)
 
 Reason = Literal["exit", "signal", "timeout", "idle", "cancelled", "error"]
 Forced = Literal["stop", "kill"]
 
 T = TypeVar("T")
 
-#: Characters of a command (or its name) in a message.
-MOST_OF_COMMAND = 200
-#: Bytes (characters of text) of the output's end in a message: 2 KiB.
-MOST_OF_OUTPUT = 2048
 #: Bytes or characters of each output in a repr.
 MOST_OF_REPR = 60
-#: Not "printable" for Python, but harmless in people's languages: they are not escaped.
-SPACES = "\u00a0\u2009\u202f\u3000"
 
 
 class CompletedProcess(subprocess.CompletedProcess[T]):
@@ -166,7 +167,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
             text = stdout
         else:
             text = bytes(stdout).decode(self._encoding, self._errors)
-            text = _translate_newlines(text)
+            text = translate_newlines(text)
         return text.removesuffix("\n")
 
     def check_returncode(self) -> None:
@@ -189,9 +190,9 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
     def __repr__(self) -> str:
         info = [
             # With a name, the command may be a secret.
-            f"args={_shortened(repr(self.args))}"
+            f"args={shortened(repr(self.args))}"
             if self.name is None
-            else f"name={_shortened(repr(self.name))}",
+            else f"name={shortened(repr(self.name))}",
             f"returncode={self.returncode!r}",
         ]
         if self.reason != "exit":
@@ -206,7 +207,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         for attribute in ("forced", "left", "error"):
             value = getattr(self, attribute)
             if value:
-                info.append(f"{attribute}={_shortened(repr(value))}")
+                info.append(f"{attribute}={shortened(repr(value))}")
         return f"{type(self).__name__}({', '.join(info)})"
 
 
@@ -239,7 +240,7 @@ class ProcessError(subprocess.SubprocessError):
 
     def __str__(self) -> str:
         result = self.result
-        line = f"{_label(result)}: {self._outcome()}"
+        line = f"{label(result.args, result.name)}: {self._outcome()}"
         if not result.complete:
             line += "; the output is incomplete, since a pipe was still open"
         return line + _tail(result)
@@ -378,45 +379,10 @@ def _blank(cls: type[ProcessError]) -> ProcessError:
 # -- the parts of a message
 
 
-def _label(result: CompletedProcess[Any]) -> str:
-    """Which command it is, on one line."""
-    if result.name is not None:
-        return _shortened(_escaped(result.name))
-    args = result.args
-    if isinstance(args, (str, bytes, os.PathLike)):
-        return _shortened(_escaped(_decoded(args)[: MOST_OF_COMMAND + 1]))
-    text = ""
-    for part in args:
-        # No more of it than is shown: there may be megabytes.
-        quoted = shlex.quote(_decoded(part)[: MOST_OF_COMMAND + 1])
-        text = f"{text} {quoted}" if text else quoted
-        if len(text) > MOST_OF_COMMAND:
-            break
-    return _shortened(_escaped(text))
-
-
-def _decoded(part: str | bytes | os.PathLike[Any]) -> str:
-    part = os.fspath(part)
-    if isinstance(part, str):
-        return part
-    # os.fsdecode() would fail on Windows for bytes that are no text.
-    return part.decode(sys.getfilesystemencoding(), "backslashreplace")
-
-
 def _outcome(result: CompletedProcess[Any], timeout: float | None = None) -> str:
     duration = _seconds(result.duration)
     reason = result.reason
-    number = result.signal
-    code = result.returncode
-    if number is not None:
-        how = number.name if isinstance(number, signal.Signals) else f"signal {number}"
-    elif code is None:
-        how = ""
-    elif code == UNKNOWN_EXIT:
-        how = "exit code unknown"
-    else:
-        # NTSTATUS, such as 0xC0000005, an access violation
-        how = f"exit code {code}" if code < 0x8000_0000 else f"exit code 0x{code:08X}"
+    how = status(result.returncode)
     if reason in ("timeout", "idle"):
         limit = f"{result.duration if timeout is None else timeout:g} s"
         said = f"timed out after {limit}" + (" without output" if reason == "idle" else "")
@@ -427,9 +393,9 @@ def _outcome(result: CompletedProcess[Any], timeout: float | None = None) -> str
         said = "failed" if error is None else type(error).__name__
         # The text of one of ours may be what is being made.
         if error is not None and not isinstance(error, ProcessError):
-            said += f": {_shortened(_escaped(str(error)))}"
+            said += f": {shortened(escaped(str(error)))}"
         said += f" after {duration}"
-    elif number is not None:
+    elif result.signal is not None:
         return f"killed by {how} after {duration}"
     else:
         return f"{how or 'still running'} after {duration}"
@@ -452,8 +418,8 @@ def _tail(result: CompletedProcess[Any]) -> str:
         if isinstance(end, str):
             text, unit = end, "characters"
         else:
-            text, unit = _lenient(bytes(end), result._encoding, cut), "bytes"
-            text = _translate_newlines(text)
+            text, unit = lenient(bytes(end), result._encoding, cut), "bytes"
+            text = translate_newlines(text)
         text = text.rstrip()
         if not text:
             continue
@@ -463,40 +429,12 @@ def _tail(result: CompletedProcess[Any]) -> str:
         if dropped:
             hints.append(f"{dropped} bytes were dropped by max_output")
         hint = f"\n[{stream}: {'; '.join(hints)}]" if hints else ""
-        return f"{hint}\n{_escaped(text, keep=chr(10) + chr(9))}"
+        return f"{hint}\n{escaped(text, keep=chr(10) + chr(9))}"
     return ""
-
-
-def _lenient(data: bytes, encoding: str, cut: bool) -> str:
-    """Decodes what may begin within a character, by what may be a codec of another system."""
-    try:
-        text = data.decode(encoding, "replace")
-    except (LookupError, UnicodeError):
-        text = data.decode("utf-8", "replace")
-    return text.lstrip("\ufffd") if cut else text
-
-
-def _translate_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _escaped(text: str, keep: str = "") -> str:
-    """Without what would do something to a terminal, or break the line."""
-    if text.isprintable():
-        return text
-    kept = SPACES + keep
-    return "".join(
-        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MOST_OF_COMMAND else text[: MOST_OF_COMMAND - 3] + "..."
 
 
 def _short_output(output: Any) -> str:
     if not isinstance(output, (bytes, str)) or len(output) <= MOST_OF_REPR:
-        return _shortened(repr(output))
+        return shortened(repr(output))
     unit = "bytes" if isinstance(output, bytes) else "characters"
     return f"<{len(output)} {unit}: {output[:MOST_OF_REPR]!r}...>"

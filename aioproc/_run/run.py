@@ -19,13 +19,15 @@ from .. import _habits as habits
 from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
 from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
+from .._messages import discreet
 from .._sink import LOOKS, Sink
 from .._spec.spec import SpawnSpec
+from .._text import Decoder
 from .._trees import Alone, ProcessTree, tree_of
+from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
-from .ending import Ending, Shield
 from .feed import Feed, feed
-from .listen import Decoder, Listener
+from .listen import Listener
 from .options import Settings
 from .result import (
     CalledProcessError,
@@ -679,17 +681,10 @@ class Run:
     def _report(self, result: CompletedProcess[Any]) -> None:
         if not logger.isEnabledFor(logging.INFO):
             return
-        args = result.args
-        if result.name is not None:
-            what = repr(result.name)
-        elif isinstance(args, (str, bytes)):
-            what = "a shell command"
-        else:
-            what = f"{args[0]!r:.100} with {len(args) - 1} arguments"
         logger.info(
             "pid %s: %s: %s, returncode %s after %.3f s%s",
             result.pid,
-            what,
+            discreet(result.args, result.name),
             result.reason,
             result.returncode,
             result.duration,

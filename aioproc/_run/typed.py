@@ -21,22 +21,14 @@ TextCallback = Callable[[str, str], Awaitable[object] | object]
 Step = tuple[int | Literal["eof"], float]
 
 
-class RunOptions(TypedDict, total=False):
-    """All that does not depend on whether output is text."""
+class SpawnOptions(TypedDict, total=False):
+    """What run() and open_process() have in common."""
 
-    input: Input
     stdin: Stream
     stdout: Stream
     stderr: Stream
-    capture_output: bool
-    check: bool | Container[int]
-    timeout: float | None
-    idle_timeout: float | None
     stop: float | Iterable[Step]
-    drain: float
-    leftovers: Literal["leave", "kill"]
     tree: bool
-    max_output: int | None
     cwd: Path | None
     env: Mapping[Any, Any] | None
     env_update: Mapping[Any, Any] | None
@@ -55,3 +47,20 @@ class RunOptions(TypedDict, total=False):
     pipesize: int
     startupinfo: Any
     creationflags: int
+
+
+class OpenOptions(SpawnOptions, total=False):
+    """Of open_process(), all that does not depend on whether streams are of text."""
+
+
+class RunOptions(SpawnOptions, total=False):
+    """Of run(), all that does not depend on whether output is text."""
+
+    input: Input
+    capture_output: bool
+    check: bool | Container[int]
+    timeout: float | None
+    idle_timeout: float | None
+    drain: float
+    leftovers: Literal["leave", "kill"]
+    max_output: int | None

@@ -9,6 +9,9 @@ from .waiting import until_ended
 class Alone:
     """As ChildTree, where nobody looks for others."""
 
+    #: The child has not taken the last signal.
+    refused = False
+
     def __init__(self, child: Child) -> None:
         self._child = child
 
@@ -31,7 +34,10 @@ class Alone:
         pass
 
     def _send(self, number: int) -> None:
+        self.refused = False
         try:
             self._child.send_signal(number)
-        except (ProcessLookupError, PermissionError):
-            pass  # gone, or running setuid
+        except ProcessLookupError:
+            pass  # gone
+        except PermissionError:
+            self.refused = True  # running setuid

@@ -24,7 +24,7 @@ class ChildTree:
         self._child = child
         self._leads_group = leads_group
         #: The child has not taken the last signal.
-        self._refused = False
+        self.refused = False
         self._tree = Tree(child.pid, session=session, mark=mark)
 
     def send(self, number: int) -> None:
@@ -66,7 +66,7 @@ class ChildTree:
         if left != []:
             # There was no descriptor for each of them, say: this needs none.
             self._signal_leader(signal.SIGKILL)
-            if self._refused:
+            if self.refused:
                 return [self._child.pid]
         return left
 
@@ -89,7 +89,7 @@ class ChildTree:
     def _signal_leader(self, number: int) -> int:
         """The group that has the signal by this; 0: the child alone, or nobody."""
         child = self._child
-        self._refused = False
+        self.refused = False
         try:
             if self._leads_group:
                 child.signal_group(number)
@@ -98,5 +98,5 @@ class ChildTree:
         except ProcessLookupError:
             pass  # gone
         except PermissionError:
-            self._refused = True  # running setuid
+            self.refused = True  # running setuid
         return 0

@@ -20,6 +20,9 @@ class JobTree:
     backend; one that cannot be nested in those we are in) there is the child alone.
     """
 
+    #: Whoever has started a process may end it there.
+    refused = False
+
     def __init__(self, child: Child, *, leads_group: bool) -> None:
         """leads_group: a process group on our console, which events can be sent to."""
         self._child = child

@@ -83,6 +83,11 @@ class Peer:
         stdin, or /dev/null."""
         raise NotImplementedError
 
+    async def tree(self, argv: list[str], stdout: int) -> Job:
+        """Starts a child; returns what ends it by SIGTERM, with all that it has started,
+        and waits until all are gone."""
+        raise NotImplementedError
+
     @classmethod
     def can(cls, operation: str) -> bool:
         return getattr(cls, operation) is not getattr(Peer, operation)
@@ -205,6 +210,21 @@ class AioprocPeer(AsyncioPeer):
     async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
         output: bytes = (await self._module.run(*argv, input=data)).stdout
         return output
+
+    async def tree(self, argv: list[str], stdout: int) -> Job:
+        run = self._module.run(*argv, stdout=stdout, stderr=DEVNULL)
+        task = asyncio.ensure_future(run)
+
+        async def end() -> None:
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError as error:
+                result = self._module.partial_result(error)
+                if (result.forced, result.left) != ("stop", []):
+                    raise RuntimeError(f"forced: {result.forced}; left: {result.left}") from None
+
+        return end
 
 
 # -- subprocess.run in a thread pool

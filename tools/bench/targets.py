@@ -89,6 +89,20 @@ _RUN = [
     for metric, bound in (("time", 1.05), ("peak", 1.02))
 ]
 
+#: In the metrics' own units. A round for many endings costs what one for a single one does,
+#: and they need few more rounds than that one.
+_TREES = [
+    Target("end-200", "worst", 20, base=None),
+    Target("end-2000", "worst", 250, base=None),
+    *(
+        Target(f"end-{size}", metric, 2, base=None)
+        for size in (200, 2000)
+        for metric in ("gap", "held")
+    ),
+    Target("end-many", "round", 2, base=None),
+    Target("end-many", "scans", 2, base=None),
+]
+
 #: One child at a time, C's one thread is as quick as C can be.
 _TO_LIMIT = [
     Target(f"{work}-{width}", "time", bound, base)
@@ -125,7 +139,16 @@ _NOT_SLOWER = [
     for peer, base in (("native+uvloop", "native"), ("pure", BASE))
 ]
 
-TARGETS = [*_TO_ASYNCIO, *_MEMORY, *_ABSOLUTE, *_TO_UVLOOP, *_RUN, *_TO_LIMIT, *_NOT_SLOWER]
+TARGETS = [
+    *_TO_ASYNCIO,
+    *_MEMORY,
+    *_ABSOLUTE,
+    *_TO_UVLOOP,
+    *_RUN,
+    *_TREES,
+    *_TO_LIMIT,
+    *_NOT_SLOWER,
+]
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:

@@ -135,23 +135,28 @@ class Ticker:
         #: Sum of the gaps above GAP.
         self.lost = 0.0
         self.longest = 0.0
+        #: CPU time of the loop's thread from one tick to the next, at most: what the peer has
+        #: done there. The rest of a gap is that others had the CPU, or Python's lock.
+        self.held = 0.0
         #: What was done meanwhile: to free much memory takes a while, which is not the
         #: peer's doing.
         self.result: object = None
 
     async def run(self) -> None:
-        tick, now = self._peer.sleep, time.perf_counter
+        tick, now, cpu = self._peer.sleep, time.perf_counter, time.thread_time
         start = last = now()
+        last_cpu = cpu()
         while self._running:
             await tick(0)
             this = now()
-            gap = this - last
-            last = this
+            this_cpu = cpu()
+            gap, held = this - last, this_cpu - last_cpu
+            last, last_cpu = this, this_cpu
             self.ticks += 1
             if gap > self.GAP:
                 self.lost += gap
-                if gap > self.longest:
-                    self.longest = gap
+                self.longest = max(self.longest, gap)
+                self.held = max(self.held, held)
         self.seconds += last - start
 
     def stop(self) -> None:

@@ -20,6 +20,8 @@ TRIES = 3
 class _Tree(Protocol):
     """What of a tree is used here; see _trees."""
 
+    refused: bool
+
     async def signal(self, number: int) -> int | None: ...
     async def gone(self, seconds: float) -> bool | None: ...
     async def kill(self) -> list[int] | None: ...
@@ -38,7 +40,7 @@ class Ending:
         self,
         tree: _Tree,
         steps: Sequence[tuple[Any, float]],
-        exit: asyncio.Future[None],
+        exit: asyncio.Future[Any],
         has_ended: Callable[[], bool],
         close_stdin: Callable[[], bool],
         cancelled: asyncio.CancelledError | None,
@@ -69,7 +71,14 @@ class Ending:
             if self.left is None:
                 self._tree.kill_at_once()
         # Who has seen that all are gone need not have told us of the child.
-        await self.wait(self._exit, MOST_AFTER_KILL)
+        if not self._tree.refused:
+            await self.wait(self._exit, MOST_AFTER_KILL)
+
+    def hurry(self) -> None:
+        """Leaves out what is left of the grace."""
+        self._is_hurried = True
+        if self._grace is not None:
+            self._grace.cancel()
 
     async def wait(self, awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
         """What it returns; None if it takes longer. A cancellation is noted, and hurries us
@@ -107,9 +116,7 @@ class Ending:
         if self.cancelled is None:
             self.cancelled = error
         else:
-            self._is_hurried = True
-            if self._grace is not None:
-                self._grace.cancel()
+            self.hurry()
 
     async def _stop(self) -> bool | None:
         """Goes through the steps. Whether nobody is left after one of them; None where nobody
