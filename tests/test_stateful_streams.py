@@ -18,7 +18,8 @@ import hypothesis.strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 import aioproc as aioproc_package
-from programs import TEE, posix_only
+from marks import posix_only
+from programs import TEE
 from stateful import Machine, explore, outcome
 
 Loop = asyncio.AbstractEventLoop

@@ -210,8 +210,7 @@ def faults(*words: str) -> Check:
         if shutil.which("cc") is None:
             raise Skipped("no C compiler")
         own = ["--only", "pure"] if WITHOUT_EXTENSION else []
-        last = run(sys.executable, "tools/faults.py", *words, *own).splitlines()[-1]
-        return last
+        return run(sys.executable, "tools/faults.py", *words, *own).splitlines()[-1]
 
     return check
 

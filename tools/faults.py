@@ -85,6 +85,8 @@ ERRORS = {
     "poll": "EINTR ENOMEM",
     "prlimit64": "EPERM",
     "read": "EINTR EAGAIN EIO",
+    "readlink": "ENOENT EACCES",
+    "readlinkat": "ENOENT EACCES",
     "readv": "EINTR EAGAIN EIO",
     "recvfrom": "EINTR",
     "sendto": "EINTR",

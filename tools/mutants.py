@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant(
         "no-force",  # for who does not mind SIGTERM
-        "aioproc/_run/ending.py",
+        "aioproc/_trees/ending.py",
         "            self.left = await self._insist(self._kill)\n",
         "            self.left = []\n",
         RUNS,

@@ -188,6 +188,24 @@ class Jobs:
         self._same(done.stdout, b"".join(pieces))
         self._status(done.returncode, 0)
 
+    async def opened(self) -> None:
+        """By open_process(): it answers, and is ended with what it has started."""
+        command = "sleep 1000 & exec cat"
+        async with aioproc.open_process("/bin/sh", "-c", command, stop=[("eof", 0.02)]) as child:
+            assert child.stdin is not None
+            child.stdin.write(b"one\ntwo\n")
+            self._same(await child.read_until(b"two\n", timeout=PATIENCE), b"one\ntwo\n")
+        self._status(child.returncode, 0)
+
+    async def opened_lines(self) -> None:
+        count = 0
+        command = "seq 200; seq 100 >&2"
+        async with aioproc.open_process("/bin/sh", "-c", command, stderr=PIPE) as child:
+            async for _ in child.lines():
+                count += 1
+            self._status(await child.wait(), 0)
+        self._same(count, 300)
+
 
 #: How often each is drawn.
 WEIGHTS = {
@@ -207,4 +225,6 @@ WEIGHTS = {
     "timed_out": 2,
     "run_cancelled": 4,
     "fed": 4,
+    "opened": 3,
+    "opened_lines": 3,
 }

@@ -15,7 +15,8 @@ from aioproc import DEVNULL, PIPE
 #: More than a pipe holds.
 LARGE = b"0123456789abcde\n" * 8192
 SMALL = b"a line\n" * 100
-LINES = 2000
+#: Seconds; a fuse.
+PATIENCE = 3.0
 
 
 class Operation(NamedTuple):
@@ -167,6 +168,30 @@ async def leftovers() -> Any:
     return done.returncode, done.reason
 
 
+async def talk() -> Any:
+    """open_process(): a line there and back, and the end of a block with its tree."""
+    command = ("/bin/sh", "-c", "sleep 1000 & exec cat")
+    async with aioproc.open_process(*command, text=True, stop=[("eof", 0.01)]) as process:
+        assert process.stdin is not None
+        process.stdin.write("a line\n")
+        answer = await process.read_until("line\n", timeout=PATIENCE)
+    return answer, process.returncode
+
+
+async def both_outputs() -> Any:
+    """open_process(): stdout and stderr as they come."""
+    lines: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+    command = ("/bin/sh", "-c", "cat; echo last >&2; exit 3")
+    async with aioproc.open_process(*command, stderr=PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(SMALL)
+        process.stdin.close()
+        async for stream, line in process.lines():
+            lines[stream] += line
+        await process.wait()
+    return lines, process.returncode
+
+
 OPERATIONS = {
     "spawn": Operation(spawn, 0),
     "options": Operation(options, ((b"/\n0027\nyes\n", None), 0)),
@@ -181,5 +206,7 @@ OPERATIONS = {
     "run by lines": Operation(run_by_lines, SMALL.decode().splitlines(keepends=True)),
     "time out": Operation(time_out, ("idle", b"up\n", -signal.SIGKILL), True),
     "cancel": Operation(cancel, ("cancelled", b"up\n", -signal.SIGKILL), True),
+    "talk": Operation(talk, ("a line\n", 0), True),
+    "both outputs": Operation(both_outputs, ({"stdout": SMALL, "stderr": b"last\n"}, 3), True),
     "leftovers": Operation(leftovers, (3, "exit"), True),
 }
