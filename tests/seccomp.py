@@ -28,6 +28,7 @@ NUMBERS = {
     "clone(CLONE_PIDFD)": (56, 220),
     "clone3": (435, 435),
     "close_range": (436, 436),
+    "dup3": (292, 24),
     "epoll_create1": (291, 20),
     "getdents64": (217, 61),
     "ioctl(PIDFD_GET_INFO)": (16, 29),

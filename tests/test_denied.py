@@ -126,3 +126,20 @@ def test_forced_native_fails_loudly(request: pytest.FixtureRequest) -> None:
     said = Aside().run(FORCED, AIOPROC_BACKEND="native")
     assert "AIOPROC_BACKEND=native" in said
     assert "pidfd_open: Operation not permitted" in said
+
+
+SPARE = """
+import errno, os, seccomp
+from aioproc._backends.posix import pure_trees
+before = open_fds()
+files = pure_trees._Proc()
+os.close(files._spare.pop())
+seccomp.deny({"dup3": errno.EBUSY})
+files.facts(os.getpid())
+files.close()
+print(open_fds().keys() - before.keys())
+"""
+
+
+def test_a_descriptor_that_cannot_be_kept_is_closed() -> None:
+    assert Aside("pure").run(SPARE) == "set()\n"
