@@ -39,6 +39,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.reliability import ledger  # noqa: E402
+from tools.reliability.operations import OPERATIONS  # noqa: E402
+
 RELIABILITY = ROOT / "tools" / "reliability"
 
 #: What is tested: its environment.
@@ -213,7 +218,10 @@ class Victim:
 
     def __init__(self, injector: Path, subject: str, directory: Path) -> None:
         self._command = [str(injector), sys.executable, "-m", "tools.reliability.victim"]
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), **SUBJECTS[subject]}
+        name = f"{os.getpid()}.{subject}"
+        self._mark = f"AIOPROC_FAULTS={name}"
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT), "AIOPROC_FAULTS": name}
+        self._environment.update(SUBJECTS[subject])
         if subject == "pure":
             self._environment.pop("AIOPROC_STRATEGY", None)
         self._log = directory / f"{subject}-{time.monotonic_ns()}.log"
@@ -259,6 +267,7 @@ class Victim:
             return
         process.kill()  # and by that all that it traces
         process.wait()
+        ledger.end_marked(self._mark)
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             try:
@@ -473,8 +482,6 @@ def by_operation(rows: list[Row]) -> str:
 
 
 def chosen(campaign: Campaign, options: argparse.Namespace) -> Iterable[Case]:
-    from tools.reliability.operations import OPERATIONS
-
     names = options.operation or list(OPERATIONS)
     unknown = set(names) - set(OPERATIONS)
     if unknown:
@@ -551,5 +558,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     sys.exit(main())

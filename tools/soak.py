@@ -332,25 +332,12 @@ LIMITS = resource.getrlimit(resource.RLIMIT_NOFILE)
 MARK = f"AIOPROC_SOAK={os.getpid()}"
 
 
-def strays() -> list[str]:
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if int(name) != os.getpid() and MARK.encode() in environment.split(b"\0"):
-            found.append(f"process {name} left: {command}")
-    return found
-
-
 def left_after(before: ledger.Ledger, seconds: float = 10) -> list[str]:
     end = time.monotonic() + seconds
     while True:
         gc.collect()
         ledger.reap()
-        found = ledger.differences(before, ledger.take()) + strays()
+        found = ledger.differences(before, ledger.take()) + ledger.strays(MARK)
         if not found or time.monotonic() > end:
             return found
         time.sleep(0.01)
@@ -486,7 +473,10 @@ def main() -> int:
     name, _, value = MARK.partition("=")
     os.environ[name] = value
     faulthandler.enable()
-    return soak(options)
+    try:
+        return soak(options)
+    finally:
+        ledger.end_marked(MARK)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ what it has more, or less, than before."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -46,6 +49,36 @@ def children() -> frozenset[int]:
         except FileNotFoundError:
             pass  # the thread has ended
     return frozenset(found)
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Processes that have this NAME=value in their environment, with their commands. Zombies
+    have none."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            environment = Path(f"/proc/{name}/environ").read_bytes()
+            if mark.encode() in environment.split(b"\0"):
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
+                found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def strays(mark: str, but: Collection[int] = ()) -> list[str]:
+    """Who is alive of all that this process has started, in words."""
+    own = {os.getpid(), *but}
+    left = marked(mark)
+    return [f"process {pid} left: {command}" for pid, command in left.items() if pid not in own]
+
+
+def end_marked(mark: str) -> None:
+    while found := marked(mark).keys() - {os.getpid()}:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
 
 
 def take(loop: asyncio.AbstractEventLoop | None = None) -> Ledger:

@@ -169,9 +169,8 @@ async def leftovers() -> Any:
 
 
 async def talk() -> Any:
-    """open_process(): a line there and back, and the end of a block with its tree."""
-    command = ("/bin/sh", "-c", "sleep 1000 & exec cat")
-    async with aioproc.open_process(*command, text=True, stop=[("eof", 0.01)]) as process:
+    """open_process(): a line there and back, and the end of a block."""
+    async with aioproc.open_process("cat", text=True, stop=[("eof", PATIENCE)]) as process:
         assert process.stdin is not None
         process.stdin.write("a line\n")
         answer = await process.read_until("line\n", timeout=PATIENCE)

@@ -21,7 +21,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import aioproc
@@ -63,26 +62,7 @@ PORT = re.compile(r"eventpoll|timerfd")
 NEW_PORT = re.compile(r"eventpoll|timerfd|still watched")
 
 #: In the environment of all that we start.
-MARK = f"AIOPROC_FAULTS={os.getpid()}"
-
-
-def strays() -> list[str]:
-    """Who is alive of all that has been started, and is no child of ours: those the ledger
-    knows."""
-    own = {os.getpid(), *ledger.children()}
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        if int(name) in own:
-            continue
-        try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        # A zombie has no environment.
-        if MARK.encode() in environment.split(b"\0"):
-            found.append(f"process {name} left: {command}")
-    return found
+MARK = f"AIOPROC_FAULTS={os.environ.get('AIOPROC_FAULTS', os.getpid())}"
 
 
 class Notes:
@@ -177,7 +157,7 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
         ledger.reap()
         left = ledger.differences(before, ledger.take())
         if OPERATIONS[case["operation"]].makes_trees:
-            left += strays()
+            left += ledger.strays(MARK, {*ledger.children(), os.getppid()})
         if not left or time.monotonic() > end:
             break
         time.sleep(0.002)
