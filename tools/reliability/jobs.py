@@ -196,8 +196,9 @@ class Jobs:
             assert child.stdin is not None
             child.stdin.write(b"one\ntwo\n")
             self._same(await child.read_until(b"two\n", timeout=PATIENCE), b"one\ntwo\n")
-        if child.returncode != -signal.SIGKILL:  # on a busy machine
-            self._status(child.returncode, -signal.SIGTERM)
+        # By the end of its stdin, or by a signal, as the machine is busy.
+        if child.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
+            self._status(child.returncode, 0)
 
     async def opened_lines(self) -> None:
         count = 0
