@@ -50,11 +50,11 @@ RUNS = ("-m", "pytest", "-q", "-x", "tests/test_stateful_run.py")
 
 MUTANTS = [
     Mutant(
-        "unclosed-end",  # our ends, where there is no child
-        "csrc/posix/stdio.c",
-        "if (!made && request->ours[i] >= 0) {",
-        "if (!made && i == 0 && request->ours[i] >= 0) {",
-        faults("--only", "clone", "--operation", "communicate", "--call", "clone"),
+        "unclosed-end",  # of the pipe for an exec's result, where there is no child
+        "csrc/posix/children.c",
+        "  if (child->exec_fd >= 0) close(child->exec_fd);\n  process_close",
+        "  process_close",
+        faults("--only", "clone", "--operation", "spawn", "--call", "clone"),
     ),
     Mutant(
         "unclosed-theirs",  # the child's ends, always
