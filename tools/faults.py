@@ -384,6 +384,10 @@ def verdict(case: Case, answer: dict[str, Any]) -> list[str]:
 # -- the campaign
 
 
+#: What a machine that is too busy for an operation's times looks like, too: it is tried again.
+TIMELY = ("returned", "hangs")
+
+
 class Row(NamedTuple):
     case: Case
     hit: bool
@@ -532,6 +536,9 @@ def main() -> int:
         try:
             for case in options.again or chosen(campaign, options):
                 row = try_case(campaign.victim(case.subject), case, campaign.by_name)
+                if row.wrong and all(text.startswith(TIMELY) for text in row.wrong):
+                    print(f"UNSTEADY? {row.case}: {row.wrong}", flush=True)
+                    row = try_case(campaign.victim(case.subject), case, campaign.by_name)
                 rows.append(row)
                 show(row)
                 if options.again:
