@@ -42,7 +42,7 @@ def faults(*words: str) -> tuple[str, ...]:
 
 
 def soak(*words: str) -> tuple[str, ...]:
-    return ("tools/soak.py", "--count", "4000", *words)
+    return ("tools/soak.py", "--count", "4000", "--patience", "20", "--first", *words)
 
 
 STREAMS = ("-m", "pytest", "-q", "-x", "tests/test_stateful_streams.py")

@@ -57,7 +57,7 @@ sys.path.insert(0, str(ROOT))
 import aioproc  # noqa: E402
 from aioproc import _backends  # noqa: E402
 from tools.reliability import ledger  # noqa: E402
-from tools.reliability.jobs import PATIENCE, Jobs, Wrong  # noqa: E402
+from tools.reliability.jobs import Jobs, Wrong  # noqa: E402
 
 THREADS, AT_ONCE = 4, 6
 #: Jobs of a phase.
@@ -101,11 +101,14 @@ class Tally:
 
 
 class Phase:
-    def __init__(self, seed: str, count: int, kind: str, tally: Tally, given: set[str]) -> None:
+    def __init__(
+        self, seed: str, count: int, kind: str, tally: Tally, given: set[str], patience: float
+    ) -> None:
         self._seed = seed
         self._kind = kind
         self._tally = tally
         self._given = given
+        self._patience = patience
         self._left = count
         self._lock = threading.Lock()
         self._are_taken = bool(given & {"thief", "ignored"})
@@ -118,7 +121,7 @@ class Phase:
     async def _job(self, jobs: Jobs) -> None:
         name, perform = jobs.draw()
         try:
-            await asyncio.wait_for(perform(), PATIENCE)
+            await asyncio.wait_for(perform(), self._patience)
         except Wrong as error:
             self._tally.blame(f"{self._seed}: {name}: {error}")
         except asyncio.TimeoutError:
@@ -220,8 +223,9 @@ def thread_of(step: Callable[[], None]) -> Iterator[None]:
 class Disturbances:
     """By name, context managers."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, patience: float) -> None:
         self._tally = tally
+        self._patience = patience
 
     def fork(self) -> Any:
         return thread_of(self._fork)
@@ -238,11 +242,11 @@ class Disturbances:
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, LIMITS)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                done = asyncio.run(aioproc.run("echo", "forked", timeout=PATIENCE))
+                done = asyncio.run(aioproc.run("echo", "forked", timeout=self._patience))
                 code = 0 if done.stdout == b"forked\n" else 3
             finally:
                 os._exit(code)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self._patience
         while True:
             try:
                 found, status = os.waitpid(pid, os.WNOHANG)
@@ -256,7 +260,7 @@ class Disturbances:
             if time.monotonic() > end:
                 self._tally.blame("a forked process takes for ever")
                 os.kill(pid, signal.SIGKILL)
-                end += PATIENCE
+                end += self._patience
             time.sleep(0.005)
         time.sleep(0.01)
 
@@ -389,14 +393,15 @@ def soak(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("uvloop") is not None:
         kinds.append("uvloop")
     kinds = options.loop or kinds
-    disturbances = Disturbances(tally)
+    disturbances = Disturbances(tally, options.patience)
     backend = _backends.current()
     print(f"seed {options.seed}; {backend.name}, {backend.strategy}; loops: {', '.join(kinds)}")
     print(f"phases of {PHASE} jobs, in {THREADS} threads, {AT_ONCE} at once in each", flush=True)
 
     def phase(number: int, count: int, given: set[str]) -> None:
         kind = kinds[number % len(kinds)]
-        own = Phase(f"{options.seed}/{number} {kind} {sorted(given)}", count, kind, tally, given)
+        name = f"{options.seed}/{number} {kind} {sorted(given)}"
+        own = Phase(name, count, kind, tally, given, options.patience)
         threads = [threading.Thread(target=own.thread, args=(i,)) for i in range(THREADS)]
         with ExitStack() as stack:
             for name in sorted(given):
@@ -435,6 +440,8 @@ def soak(options: argparse.Namespace) -> int:
             f"{len(tally.wrong)} wrong, {tally.refused} refused; between them: {words}",
             flush=True,
         )
+        if tally.wrong and options.first:
+            break
     faulthandler.cancel_dump_traceback_later()
     kib, objects = growth([size[0] for size in sizes]), growth([size[1] for size in sizes])
     if kib > MOST_KIB and not options.any_memory:
@@ -466,6 +473,8 @@ def main() -> int:
     add("--seed", type=int, default=0)
     add("--loop", nargs="+", choices=["asyncio", "uvloop"])
     add("--only", nargs="+", choices=DISTURBANCES, help="these disturbances in each phase")
+    add("--patience", type=float, default=60.0, help="seconds that a job may take")
+    add("--first", action="store_true", help="end when something was wrong")
     add("--any-memory", action="store_true", help="it may grow: sanitizers keep what is freed")
     options = parser.parse_args()
     if sys.platform != "linux":

@@ -12,9 +12,6 @@ from typing import Any
 import aioproc
 from aioproc import DEVNULL, PIPE, UNKNOWN_EXIT
 
-#: Seconds; a fuse.
-PATIENCE = 60.0
-
 SIZES = (0, 1, 100, 5000, 70_000, 300_000)
 
 
@@ -195,7 +192,7 @@ class Jobs:
         async with aioproc.open_process("/bin/sh", "-c", command, stop=0.05) as child:
             assert child.stdin is not None
             child.stdin.write(b"one\ntwo\n")
-            self._same(await child.read_until(b"two\n", timeout=PATIENCE), b"one\ntwo\n")
+            self._same(await child.read_until(b"two\n"), b"one\ntwo\n")
         # By the end of its stdin, or by a signal, as the machine is busy.
         if child.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
             self._status(child.returncode, 0)
