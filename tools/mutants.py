@@ -103,7 +103,7 @@ MUTANTS = [
         "aioproc/_backends/posix/native.py",
         "                ffi.release(data)\n",
         "                pass\n",
-        soak("--only", "limit"),
+        faults("--only", "clone", "--operation", "run", "--call", "pipe2"),
     ),
     Mutant(
         "swallowed-error",

@@ -163,7 +163,7 @@ async def cancel() -> Any:
 
 
 async def leftovers() -> Any:
-    command = ("/bin/sh", "-c", "sleep 1000 & setsid sleep 1000 & exit 3")
+    command = ("/bin/sh", "-c", "sleep 1000 & setsid sleep 1001 & exit 3")
     done = await aioproc.run(*command, check=False, leftovers="kill", drain=0.01, stop=0)
     return done.returncode, done.reason
 

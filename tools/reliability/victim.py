@@ -124,6 +124,8 @@ def described(error: BaseException) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "raised", "type": type(error).__name__}
     found["errno"] = getattr(error, "errno", None)
     found["text"] = str(error)[:300]
+    # So that its traceback, with all that is in its frames, is the collector's to take.
+    error.itself = error  # type: ignore[attr-defined]
     return found
 
 
