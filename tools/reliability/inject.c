@@ -9,6 +9,7 @@
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -123,9 +124,11 @@ static void told(uintptr_t address) {
   }
 }
 
-/* What only changes or ends something asks the kernel for nothing. */
+/* What only asks for flags, or sets them, or ends something, wants nothing of the kernel. */
 static bool can_fail(long call, const uint64_t *args) {
-  return call != SYS_epoll_ctl || args[1] == EPOLL_CTL_ADD;
+  if (call == SYS_epoll_ctl) return args[1] == EPOLL_CTL_ADD;
+  if (call != SYS_fcntl) return true;
+  return args[1] == F_DUPFD || args[1] == F_DUPFD_CLOEXEC || args[1] == F_SETPIPE_SZ;
 }
 
 static void entered(tracee *who, const struct __ptrace_syscall_info *info) {
