@@ -23,7 +23,7 @@ STDOUT = asyncio.subprocess.STDOUT
 ACTOR = python("""
 import os, sys
 for line in sys.stdin.buffer:
-    what, _, data = line.rstrip(b"\\n").partition(b" ")
+    what, _, data = line.rstrip(b"\\r\\n").partition(b" ")
     data = data.decode("unicode_escape").encode("latin-1")
     fd = 1 if what.endswith(b"o") else 2
     if what in (b"co", b"ce"):
@@ -272,6 +272,7 @@ async def test_what_has_come_in_time(aioproc: Any) -> None:
 async def test_a_timeout_while_it_writes_without_end(aioproc: Any) -> None:
     code = "import os\nwhile True: os.write(1, b'y' * 1000)"
     async with aioproc.open_process(*python(code), stdin=aioproc.DEVNULL) as process:
+        await process.stdout.readexactly(1)
         for pattern in (b"never", re.compile(b"never")):
             with pytest.raises(asyncio.TimeoutError, match="bytes of other output have"):
                 await process.read_until(pattern, timeout=0.1)

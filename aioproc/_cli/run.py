@@ -157,7 +157,7 @@ class _Run:
             )
         except (OSError, ValueError, RuntimeError) as error:
             # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
-            if isinstance(error, OSError) and options.cwd and error.filename == options.cwd:
+            if options.cwd is not None and not os.path.isdir(options.cwd):
                 return _complain(error, FAILED)
             missing = isinstance(error, FileNotFoundError)
             return _complain(error, NOT_FOUND if missing else NOT_EXECUTABLE)
