@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import subjects
 from programs import WINDOWS
 
 if WINDOWS or sys.platform != "linux":
@@ -29,8 +31,8 @@ from tools.reliability.operations import OPERATIONS
 ROOT = Path(__file__).parents[1]
 
 can_inject = pytest.mark.skipif(
-    platform.machine() != "x86_64" or shutil.which("cc") is None,
-    reason="needs x86_64 and a C compiler",
+    platform.machine() != "x86_64" or not shutil.which("cc") or not find_spec("_ctypes"),
+    reason="needs x86_64, a C compiler and ctypes",
 )
 
 
@@ -43,7 +45,7 @@ def tool(name: str, *words: str, **environment: str) -> subprocess.CompletedProc
 @pytest.fixture
 def ours(pytestconfig: pytest.Config) -> str:
     """A way to make children that is sure to be here."""
-    return "pure" if pytestconfig.getoption("--no-native") else "clone"
+    return "clone" if "clone" in subjects(pytestconfig) else "pure"
 
 
 # -- the ledger

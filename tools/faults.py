@@ -239,7 +239,10 @@ class Victim:
                 text=True,
                 bufsize=1,
             )
-        self._read()
+        try:
+            self._read()
+        except Gone as gone:
+            raise SystemExit(f"nothing can be injected here: {gone}") from None
 
     def _read(self) -> dict[str, Any]:
         process = self._process

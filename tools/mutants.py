@@ -128,10 +128,10 @@ MUTANTS = [
         STREAMS,
     ),
     Mutant(
-        "wrong-line",
+        "long-line",  # by a byte more than the limit
         "aioproc/_asyncio/buffer.py",
-        "        self._searched = 1 if tail else 0\n",
-        "        self._searched = 1\n",
+        "max(map(len, run)) - 1 <= self._limit",
+        "max(map(len, run)) - 2 <= self._limit",
         STREAMS,
     ),
     Mutant(
