@@ -145,7 +145,7 @@ class Readers(Machine):
 
 
 @pytest.mark.primary
-@pytest.mark.parametrize("examples", [30, pytest.param(5000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("examples", [60, pytest.param(5000, marks=pytest.mark.heavy)])
 def test_readers(new_loop: Callable[[], Loop], examples: int) -> None:
     explore(Readers, new_loop, examples)
 

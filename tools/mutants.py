@@ -128,10 +128,10 @@ MUTANTS = [
         STREAMS,
     ),
     Mutant(
-        "long-line",  # by a byte more than the limit
-        "aioproc/_asyncio/buffer.py",
-        "max(map(len, run)) - 1 <= self._limit",
-        "max(map(len, run)) - 2 <= self._limit",
+        "deaf-reader",  # who waits while its pipe breaks
+        "aioproc/_asyncio/streams.py",
+        "        self._exception = exc\n        self._fail_waiter(exc)\n",
+        "        self._exception = exc\n",
         STREAMS,
     ),
     Mutant(
