@@ -10,7 +10,9 @@
 
     asyncio.run(main())
 
-:func:`open_process` starts a process to talk to, and ends it with all that it has started.
+:func:`run_many` and :func:`run_all` run many, some at a time, :func:`pipeline` some with pipes
+between them. :func:`open_process` starts a process to talk to, and ends it with all that it has
+started.
 And there is the API of :mod:`asyncio.subprocess`, without its faults:
 :func:`create_subprocess_exec` and so on.
 
@@ -40,6 +42,9 @@ from ._job import Job
 from ._open import open_process
 from ._run.api import run, run_shell
 from ._run.command import Command
+from ._run.limiter import Limiter
+from ._run.many import Runs, run_all, run_many
+from ._run.pipeline import CompletedPipeline, pipeline
 from ._run.result import (
     CalledProcessError,
     CompletedProcess,
@@ -58,12 +63,15 @@ __all__ = [
     "UNKNOWN_EXIT",
     "CalledProcessError",
     "Command",
+    "CompletedPipeline",
     "CompletedProcess",
     "Job",
+    "Limiter",
     "NotEnded",
     "Process",
     "ProcessError",
     "ResourceUsage",
+    "Runs",
     "StreamReader",
     "StreamWriter",
     "SubprocessTransport",
@@ -79,7 +87,10 @@ __all__ = [
     "is_installed",
     "open_process",
     "partial_result",
+    "pipeline",
     "run",
+    "run_all",
+    "run_many",
     "run_shell",
     "subprocess_exec",
     "subprocess_shell",

@@ -119,6 +119,22 @@ def test_run_against_what_others_have_of_the_kind(ours, tmp_path):
     assert all(peak > 0 for by in rows["run-in"]["values"].values() for peak in by["peak"])
 
 
+def test_many_and_pipelines_against_the_shell(ours, tmp_path):
+    saved = tmp_path / "results.json"
+    works = "many-true-2,many-echo-32,pipeline"
+    run = bench(
+        *("--only", works, "--peers", f"{ours},asyncio,shell", "--pairs", "1", "--count", "3"),
+        *("--json", str(saved)),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = {row["work"]: row for row in json.loads(saved.read_text())["rows"]}
+    assert set(rows["many-true-2"]["values"]) == {ours, "asyncio", "shell"}
+    assert set(rows["many-echo-32"]["values"]) == {ours, "asyncio"}
+    assert set(rows["pipeline"]["values"]) == {ours, "asyncio", "shell"}
+    for row in rows.values():
+        assert all(value > 0 for by in row["values"].values() for value in by["time"])
+
+
 @pytest.mark.parametrize("work", ["run-true-1", "run-echo-1"])
 def test_who_has_a_run_is_measured_by_it(ours, work, monkeypatch):
     calls = []

@@ -51,6 +51,9 @@ def test_it_prints_what_it_says(pytestconfig: pytest.Config, backend: str, title
     if backend not in subjects(pytestconfig):
         pytest.skip(f"{backend} is not among the backends to test")
     language, program, output = RECIPES[title]
+    for module in ("rich", "tqdm"):
+        if f"from {module}" in program:
+            pytest.importorskip(module)
     python = [sys.executable, "-W", "error"]
     if language == "sh":
         # As if it were installed.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from typing import Any
 
-from .base import NOT_NOW, Attempt, Backend
+from .base import NOT_NOW, Attempt, Backend, ReadEnd
 from .trees import Scanner
 
 # With aioproc, and not at the first spawn: a thread that forks meanwhile would leave the
@@ -14,7 +15,7 @@ from .trees import Scanner
 if sys.platform == "win32":
     from .windows import pure
 else:
-    from .posix import pure, pure_trees
+    from .posix import pipes, pure, pure_trees
 
 _native: Any = None
 _native_missing = ""
@@ -83,6 +84,44 @@ def open_scanner() -> Scanner | None:
         if error.errno in NOT_NOW:
             raise
         return None
+
+
+def open_between(size: int = -1) -> tuple[int, int, int]:
+    """A pipe from one child to another: the reading end and the writing end, to be closed by
+    close_between() once each has been given to its child; and what is to be given to
+    forget_between() when they have ended. size: what it is to hold, where that can be chosen.
+    """
+    return (*os.pipe(), 0) if sys.platform == "win32" else pipes.open_between(size)
+
+
+def forget_between(claim: int) -> None:
+    if sys.platform != "win32":
+        pipes.forget_between(claim)
+
+
+def close_between(fd: int) -> None:
+    """Harmless on POSIX if it is closed already."""
+    if sys.platform == "win32":
+        os.close(fd)
+    else:
+        pipes.close_between(fd)
+
+
+def open_shared(loop: asyncio.AbstractEventLoop, children: int) -> tuple[ReadEnd, list[int]]:
+    """A pipe that several children write into: our end, and one for each of them."""
+    if sys.platform == "win32":
+        raise NotImplementedError("one pipe for the output of several children needs POSIX")
+    reader, writer, claim = pipes.open_between()
+    pipes.forget_between(claim)
+    writers = [writer]
+    try:
+        while len(writers) < children:
+            writers.append(pipes.duplicate_between(writers[0]))
+        return pipes.read_between(reader, loop), writers
+    except BaseException:
+        for fd in (reader, *writers):
+            pipes.close_between(fd)
+        raise
 
 
 def report() -> dict[str, Any]:

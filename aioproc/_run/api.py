@@ -138,6 +138,9 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         env: All of its environment. Default: ours.
         env_update: Changes to that: ``{"A": "1", "B": None}`` sets A and removes B.
         name: Stands for the command in errors and logs.
+        limiter: A :class:`Limiter`: the command waits for a slot of it first, which counts as
+            time. If it cannot be started for want of descriptors, processes or memory, it
+            waits for the end of others that have a slot.
         **options: Those of :func:`create_subprocess_exec`: executable, close_fds, pass_fds,
             start_new_session, process_group, user, group, extra_groups, umask, preexec_fn,
             restore_signals, pipesize, startupinfo, creationflags; capture_output=False for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .options import Settings
@@ -77,3 +78,18 @@ class Command:
 
 def _command(program: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Command:
     return Command(program, *args, **options)
+
+
+def parts_of(command: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Program, arguments and options of one among others: a Command, or a sequence."""
+    if isinstance(command, Command):
+        return command.program, command.args, command.options
+    if isinstance(command, (tuple, list)) and command:
+        return command[0], tuple(command[1:]), {}
+    advice = ""
+    if isinstance(command, (str, bytes, os.PathLike)):
+        advice = f": give a tuple, ({command!r:.100},), or for a line shlex.split(line)"
+    raise TypeError(
+        "a command must be a Command, or a tuple or list of a program and its arguments, "
+        f"not {command!r:.100}{advice}"
+    )

@@ -14,6 +14,7 @@ from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from .._spec.spec import SpawnSpec
 from .._text import Encoder, check_pieces, judged_text
 from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
+from .limiter import Limiter
 from .listen import Callback
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
@@ -25,7 +26,7 @@ DRAIN = 0.5
 INSTEAD = {
     "bufsize": "leave it out: output is read as it comes",
     "capture_output": "run_shell() and run() capture unless stdout, stderr are given",
-    "concurrency": "it is for many commands",
+    "concurrency": "it is for many commands: run_many(), run_all()",
     "kill_after": "use stop=SECONDS",
     "limit": "there is none: output and lines may have any length",
     "loop": "the process belongs to the loop that runs",
@@ -64,6 +65,7 @@ class Settings:
     #: What goes into stdin: at once, or by and by.
     data: memoryview | None = None
     source: Any = None
+    limiter: Limiter | None = None
     _input_errors = "strict"
     #: Whether a stream is given as a path.
     _has_paths = False
@@ -98,6 +100,7 @@ class Settings:
         env: Mapping[Any, Any] | None = None,
         env_update: Mapping[Any, Any] | None = None,
         name: str | None = None,
+        limiter: Limiter | None = None,
         **options: Any,
     ) -> None:
         self._function = function
@@ -110,6 +113,8 @@ class Settings:
         self.user_args: Any = program if shell else (program, *args)
         if name is not None:
             self.name = judged_string("name", name)
+        if limiter is not None:
+            self.limiter = judge_limiter(limiter)
         if text or encoding is not None or errors is not None:
             self._judge_text(encoding, errors)
         if check is not True:
@@ -162,7 +167,7 @@ class Settings:
         options["tree"] = tree = bool(tree)
         self.has_tree = tree
         self._command = command
-        self._streams = streams
+        self._streams: tuple[Any, ...] = streams
         self._options = options
         #: Whether it matters when something comes.
         self.listens = self.on_output is not None or self.on_line is not None
@@ -303,6 +308,36 @@ class Settings:
             return self._spec
         return self._build(open_paths(self._streams, opened))
 
+    def again(self, program: Any, args: tuple[Any, ...]) -> Settings | None:
+        """The same for another command, at a fraction of the cost; None where it has to be
+        judged anew."""
+        options = self._options
+        if self._has_paths or self._shell or options.get("executable") is not None:
+            return None
+        more: dict[str, Any] = {}
+        command = (judged_program(program, options["cwd"], more), *args)
+        if more:
+            return None  # it is where we are, and not where it is to run
+        try:
+            spec = self._spec.again(command)
+        except TypeError as error:
+            explain_arguments(error, (program, *args), self._function)
+            raise
+        if spec is None:
+            return None
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.__dict__.pop("_encoder", None)  # it has a state
+        other.user_args, other._command, other._spec = (program, *args), command, spec
+        return other
+
+    def connect(self, streams: Iterable[Any]) -> None:
+        """Has other streams in their place, descriptors; DEFAULT: as it is."""
+        pairs = zip(streams, self._streams, strict=True)
+        self._streams = tuple(old if new is DEFAULT else new for new, old in pairs)
+        if not self._has_paths:
+            self._spec = self._build(self._streams)
+
     def _build(self, streams: Iterable[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams
         try:
@@ -322,6 +357,12 @@ class Settings:
 
 
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
+
+
+def judge_limiter(value: Any) -> Limiter:
+    if not isinstance(value, Limiter):
+        raise TypeError(f"limiter must be a Limiter, not {value!r:.100}")
+    return value
 
 
 def judged_string(name: str, value: Any) -> str:

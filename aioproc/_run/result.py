@@ -63,11 +63,13 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
             leftovers alone, or Windows without a Job.
         error: The exception for the reason ``"error"``, else None.
         name: What stands for the command in messages, or None.
+        index: Which of the commands of run_many() or run_all() it was, from 0; else None.
     """
 
     # Wider than the base's: None is there, but rarely, and checks for it would be tedious
     # (as typeshed says of stdout).
     returncode: int | Any
+    index: int | None = None
 
     def __init__(
         self,
@@ -186,6 +188,10 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
             raise TimeoutExpired(self)
         raise CalledProcessError(self)
 
+    def _label(self) -> str:
+        """Which command it was, on one line."""
+        return label(self.args, self.name)
+
     @reprlib.recursive_repr()  # an error may hold the result that holds it
     def __repr__(self) -> str:
         info = [
@@ -221,11 +227,19 @@ class ProcessError(subprocess.SubprocessError):
     Attributes:
         result: The :class:`CompletedProcess`: all that is known, the output so far
             included.
+        stages: Of a :func:`pipeline`: the results of its stages; else None.
+        stage: Which of them has failed, from 0; None if it was none alone.
     """
+
+    stages: list[CompletedProcess[Any]] | None = None
+    stage: int | None = None
 
     def __init__(self, result: CompletedProcess[Any]) -> None:
         self.result = result
         self.args = (result,)
+        stages: list[CompletedProcess[Any]] | None = getattr(result, "stages", None)
+        if stages is not None:
+            self.stages, self.stage = stages, result.stage  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception's own calls the class with args, which suits neither all of our bases
@@ -240,7 +254,7 @@ class ProcessError(subprocess.SubprocessError):
 
     def __str__(self) -> str:
         result = self.result
-        line = f"{label(result.args, result.name)}: {self._outcome()}"
+        line = f"{result._label()}: {self._outcome()}"
         if not result.complete:
             line += "; the output is incomplete, since a pipe was still open"
         return line + _tail(result)

@@ -11,12 +11,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from .. import _backends
 from .. import _habits as habits
-from .._backends.base import TEXT_BUSY_PAUSES, UNKNOWN_EXIT, Child, generation, logger
+from .._backends.base import (
+    NOT_NOW,
+    TEXT_BUSY_PAUSES,
+    UNKNOWN_EXIT,
+    Child,
+    generation,
+    logger,
+)
 from .._backends.system import WINDOWS, process_state
 from .._backends.watcher import crowded
 from .._messages import discreet
@@ -27,6 +35,7 @@ from .._trees import Alone, ProcessTree, tree_of
 from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
 from .feed import Feed, feed
+from .limiter import Limiter
 from .listen import Listener
 from .options import Settings
 from .result import (
@@ -85,6 +94,8 @@ class Run:
     _left: list[int] | None = None
     #: What has been raised is that.
     could_not_start = False
+    #: Whether what happens to the command may be raised; else the result alone tells of it.
+    raises = True
 
     def __init__(
         self, settings: Settings, loop: asyncio.AbstractEventLoop, began: float, clock: float
@@ -102,7 +113,7 @@ class Run:
     async def perform(self) -> CompletedProcess[Any]:
         settings = self._settings
         if settings.timeout is not None and settings.timeout <= 0:
-            raise TimeoutExpired(self._result("timeout"))
+            return self.never_started()
         try:
             reason = await self._live()
             assert self._child is not None
@@ -470,6 +481,22 @@ class Run:
 
     # -- the end
 
+    def not_started(
+        self, reason: Reason, error: BaseException | None = None
+    ) -> CompletedProcess[Any]:
+        """The result of a command that has not been started."""
+        self._error = error
+        result = self._result(reason)
+        self._forget()
+        return result
+
+    def never_started(self) -> CompletedProcess[Any]:
+        """Time was up before it was started."""
+        result = self.not_started("timeout")
+        if self.raises:
+            raise TimeoutExpired(result)
+        return result
+
     def _exit_future(self) -> asyncio.Future[None]:
         waiter = self._exit_waiter
         if waiter is None:
@@ -609,6 +636,8 @@ class Run:
         result = self._result(reason)
         error: BaseException | None = self._cancelled or self._error
         self._report(result)
+        if not self.raises:
+            return result
         if error is not None:
             try:
                 if not hasattr(error, "result"):
@@ -694,17 +723,76 @@ class Run:
 
 async def perform(settings: Settings) -> CompletedProcess[Any]:
     """Runs a command."""
+    limiter = settings.limiter
+    if limiter is None:
+        return await attempt(settings)
     loop = asyncio.get_running_loop()
     began = loop.time(), monotonic()
-    for pause in (*TEXT_BUSY_PAUSES, None):
-        run = Run(settings, loop, *began)
+    end = None if settings.timeout is None else began[0] + settings.timeout
+    if not await limiter.acquire(end):
+        return Run(settings, loop, *began).never_started()
+    try:
+        return await attempt(settings, limiter=limiter, began=began)
+    finally:
+        limiter.release()
+
+
+async def attempt(
+    settings: Settings,
+    make: Callable[..., Run] | None = None,
+    *,
+    limiter: Limiter | None = None,
+    began: tuple[float, float] | None = None,
+) -> CompletedProcess[Any]:
+    """Runs a command; again if what speaks against it may be over in a moment.
+
+    make: makes the Run. limiter: one of its slots has been taken for it; if there is no room
+    for another child, it waits for the end of one of the others. began: see Run; default:
+    each attempt has a beginning of its own.
+    """
+    loop = asyncio.get_running_loop()
+    pauses = iter(TEXT_BUSY_PAUSES)
+    has_waited = False
+    end = None
+    if began is not None and settings.timeout is not None:
+        end = began[0] + settings.timeout
+    if limiter is not None and limiter.is_short and limiter.has_others:
+        # Those who have waited come first.
+        has_waited = await limiter.room(end)
+    while True:
+        run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
+        if end is not None and loop.time() >= end:
+            return run.never_started()
         try:
             return await run.perform()
         except OSError as error:
             if not run.could_not_start:
                 raise
-            if error.errno != errno.ETXTBSY or pause is None:
+            pause = next(pauses, None) if error.errno == errno.ETXTBSY else None
+            waits = limiter is not None and error.errno in NOT_NOW and limiter.has_others
+            if pause is None and not waits:
                 settings.explain(error)
-                raise
-        await asyncio.sleep(pause)
-    raise AssertionError("not reached")
+                if run.raises:
+                    raise
+                return run.not_started("error", error)
+        if pause is not None:
+            await asyncio.sleep(pause)
+        else:
+            assert limiter is not None
+            has_waited = await limiter.room(end, again=has_waited)
+
+
+class Told(Run):
+    """One whose result tells all, whatever happens to the command."""
+
+    raises = False
+
+    @property
+    def has_child(self) -> bool:
+        """Whether a child has been made, and there is no result yet."""
+        return self._child is not None
+
+    def kill_now(self) -> None:
+        """Ends it at once; nobody waits for it, nor for us."""
+        self._abandon()
+        self._forget()

@@ -6,6 +6,8 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Container, Iterable, Mapping
 from typing import IO, Any, Literal, TypedDict
 
+from .limiter import Limiter
+
 Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 #: A stream that is inherited (None), DEVNULL, PIPE, a descriptor, an open file, or a path that is
 #: opened for the run. For stderr also STDOUT.
@@ -53,8 +55,8 @@ class OpenOptions(SpawnOptions, total=False):
     """Of open_process(), all that does not depend on whether streams are of text."""
 
 
-class RunOptions(SpawnOptions, total=False):
-    """Of run(), all that does not depend on whether output is text."""
+class ManyOptions(SpawnOptions, total=False):
+    """Of run_many() and run_all(), the same."""
 
     input: Input
     capture_output: bool
@@ -64,3 +66,9 @@ class RunOptions(SpawnOptions, total=False):
     drain: float
     leftovers: Literal["leave", "kill"]
     max_output: int | None
+
+
+class RunOptions(ManyOptions, total=False):
+    """Of run(), the same."""
+
+    limiter: Limiter | None

@@ -81,29 +81,46 @@ def judge_strings(
     cwd: StrOrBytesPath | None,
     env: Mapping[Any, Any] | None,
 ) -> None:
-    spec.args = args
+    argv = _encoded(args)
+    if env is not None:
+        spec.env = env
+        spec.environment = Environment(env)
+    if cwd is not None:
+        spec.cwd = cwd
+        encoded_cwd = spec.encoded_cwd = os.fsencode(cwd)
+        if b"\0" in encoded_cwd:
+            raise ValueError("embedded null byte")
+    _judge_command(spec, args, argv, executable)
+
+
+def judge_command(spec: SpawnSpec, args: list[Any]) -> None:
+    """In the place of one that has been judged with all else."""
+    _judge_command(spec, args, _encoded(args), None)
+
+
+def _encoded(args: list[Any]) -> list[bytes]:
     # os.fsencode(), whose own call would cost more than its work.
-    spec.argv = argv = [
+    return [
         arg.encode(_ENCODING, _ERRORS) if type(arg) is str else os.fsencode(arg) for arg in args
     ]
+
+
+def _judge_command(
+    spec: SpawnSpec, args: list[Any], argv: list[bytes], executable: StrOrBytesPath | None
+) -> None:
+    spec.args = args
+    spec.argv = argv
     if executable is None:
         spec.executable = args[0]
         program = argv[0]
     else:
         spec.executable = executable
         program = os.fsencode(executable)
-    environment = None
-    if env is not None:
-        spec.env = env
-        environment = spec.environment = Environment(env)
-    encoded_cwd = b""
-    if cwd is not None:
-        spec.cwd = cwd
-        encoded_cwd = spec.encoded_cwd = os.fsencode(cwd)
-    if b"\0" in program or b"\0" in encoded_cwd or any(map(_HAS_NUL, argv)):
+    if b"\0" in program or any(map(_HAS_NUL, argv)):
         raise ValueError("embedded null byte")
     if b"/" in program:
         spec.programs = [program]
     else:
+        environment = spec.environment
         prefixes = own_prefixes() if environment is None else environment.prefixes()
         spec.programs = [prefix + program for prefix in prefixes]

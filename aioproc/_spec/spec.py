@@ -221,6 +221,19 @@ class SpawnSpec:
             self.preexec_fn = preexec_fn
         return self
 
+    def again(self, args: Sequence[Any]) -> SpawnSpec | None:
+        """The same for another program and its arguments; None where that has to be built anew,
+        since other things depend on it. Not of a shell's command, nor with `executable`."""
+        if WINDOWS:
+            return None
+        other = type(self)()
+        other.__dict__.update(self.__dict__)
+        other.user_args = args
+        posix.judge_command(other, list(args))
+        if self.mark:
+            other.mark = mark.new_mark()
+        return other
+
     def marked_block(self, text: bytes, count: int) -> tuple[list[bytes], int]:
         """The environment with the mark: NAME=value strings, each with its NUL, in parts that
         are to have one between them, and how many. The mark stands there alone: not in

@@ -20,6 +20,7 @@ QUICK_PEERS = [
     *("c1", "c2"),
     *("native+uvloop", "communicate", "native"),
     *("asyncio", "uvloop", "pure"),
+    "shell",
 ]
 
 

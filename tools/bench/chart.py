@@ -19,6 +19,7 @@ COLOURS = {
     "trio": "#9467bd",
     "anyio": "#e377c2",
     "threads": "#bcbd22",
+    "shell": "#8da0cb",
     "c1": "#7f7f7f",
     "c2": "#000000",
     "go": "#17becf",

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import os
+import shlex
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -86,6 +88,20 @@ class Peer:
     async def tree(self, argv: list[str], stdout: int) -> Job:
         """Starts a child; returns what ends it by SIGTERM, with all that it has started,
         and waits until all are gone."""
+        raise NotImplementedError
+
+    # Many, by whoever has something of the kind.
+
+    async def many_silent(self, argv: list[str], count: int, width: int) -> None:
+        """Runs so many children, so many at a time. Their stdin is /dev/null."""
+        raise NotImplementedError
+
+    async def many_capture(self, argv: list[str], count: int, width: int) -> list[bytes]:
+        """The same; what each writes to stdout, with its stderr captured as well."""
+        raise NotImplementedError
+
+    async def pipe(self, commands: list[list[str]]) -> bytes:
+        """What the last of them writes, each reading what the one before it writes."""
         raise NotImplementedError
 
     @classmethod
@@ -200,6 +216,42 @@ class AsyncioPeer(OnAsyncio):
         _check(process.returncode)
         return output
 
+    async def many_silent(self, argv: list[str], count: int, width: int) -> None:
+        turn = asyncio.Semaphore(width)
+
+        async def one() -> None:
+            async with turn:
+                process = await self._create(*argv, stdin=DEVNULL)
+                _check(await process.wait())
+
+        await asyncio.gather(*(one() for _ in range(count)))
+
+    async def many_capture(self, argv: list[str], count: int, width: int) -> list[bytes]:
+        turn = asyncio.Semaphore(width)
+
+        async def one() -> bytes:
+            async with turn:
+                return await self.capture(argv)
+
+        return await asyncio.gather(*(one() for _ in range(count)))
+
+    async def pipe(self, commands: list[list[str]]) -> bytes:
+        processes = []
+        source: int = DEVNULL
+        for command in commands[:-1]:
+            reader, writer = os.pipe()
+            processes.append(await self._create(*command, stdin=source, stdout=writer))
+            os.close(writer)
+            if source != DEVNULL:
+                os.close(source)
+            source = reader
+        last = await self._create(*commands[-1], stdin=source, stdout=PIPE)
+        os.close(source)
+        output: bytes = (await last.communicate())[0]
+        for process in (*processes, last):
+            _check(await process.wait())
+        return output
+
 
 class AioprocPeer(AsyncioPeer):
     """With run(), which asyncio has not."""
@@ -209,6 +261,23 @@ class AioprocPeer(AsyncioPeer):
 
     async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
         output: bytes = (await self._module.run(*argv, input=data)).stdout
+        return output
+
+    async def many_silent(self, argv: list[str], count: int, width: int) -> None:
+        commands = (argv for _ in range(count))
+        async with self._module.run_many(
+            commands, concurrency=width, stdout=None, stderr=None
+        ) as runs:
+            async for result in runs:
+                _check(result.returncode)
+
+    async def many_capture(self, argv: list[str], count: int, width: int) -> list[bytes]:
+        commands = (argv for _ in range(count))
+        results = await self._module.run_all(commands, concurrency=width, check=True)
+        return [result.stdout for result in results]
+
+    async def pipe(self, commands: list[list[str]]) -> bytes:
+        output: bytes = (await self._module.pipeline(*commands)).stdout
         return output
 
     async def tree(self, argv: list[str], stdout: int) -> Job:
@@ -264,6 +333,18 @@ class ThreadsPeer(OnAsyncio):
     async def capture(self, argv: list[str], data: bytes | None = None) -> bytes:
         options: dict[str, Any] = {"stdin": DEVNULL} if data is None else {"input": data}
         return await self._subprocess(argv, stdout=PIPE, stderr=PIPE, **options)
+
+
+class ShellPeer(ThreadsPeer):
+    """What the shell has for it: xargs, and pipelines."""
+
+    async def many_silent(self, argv: list[str], count: int, width: int) -> None:
+        xargs = ["xargs", "-P", str(width), "-n", "1", *argv]
+        await self._subprocess(xargs, input=b"x\n" * count)
+
+    async def pipe(self, commands: list[list[str]]) -> bytes:
+        line = " | ".join(map(shlex.join, commands))
+        return await self._subprocess(["/bin/sh", "-c", line], stdout=PIPE)
 
 
 # -- trio and anyio
@@ -494,6 +575,7 @@ ENTRIES = [
     Entry("trio", "trio", TrioPeer, package="trio"),
     Entry("anyio", "anyio on asyncio's loop", AnyioPeer, package="anyio"),
     Entry("threads", "subprocess.run in a thread pool", ThreadsPeer),
+    Entry("shell", "xargs -P, and sh", ShellPeer, only=("many_silent", "pipe")),
 ]
 PEERS = {entry.name: entry for entry in ENTRIES}
 

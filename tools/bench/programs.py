@@ -25,6 +25,8 @@ class Programs:
         self.true = _found("true")
         self.echo = _found("echo")
         self.cat = _found("cat")
+        self.head = _found("head")
+        self.wc = _found("wc")
         self.child = os.path.join(directory, "child")
         self.limit = os.path.join(directory, "limit")
         self.os_exec = os.path.join(directory, "os_exec")

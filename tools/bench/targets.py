@@ -103,6 +103,18 @@ _TREES = [
     Target("end-many", "scans", 2, base=None),
 ]
 
+#: run_many() and pipeline().
+_MANY = [
+    *(
+        Target(f"many-{work}-32", metric, bound)
+        for work in ("true", "echo")
+        for metric, bound in (("time", 0.60), ("cpu", 0.40))
+    ),
+    Target("many-true-2", "time", 1.05, base="shell"),
+    Target("pipeline", "time", 1.10, base="shell"),
+    Target("pipeline", "cpu", 50, base=None),
+]
+
 #: One child at a time, C's one thread is as quick as C can be.
 _TO_LIMIT = [
     Target(f"{work}-{width}", "time", bound, base)
@@ -146,6 +158,7 @@ TARGETS = [
     *_TO_UVLOOP,
     *_RUN,
     *_TREES,
+    *_MANY,
     *_TO_LIMIT,
     *_NOT_SLOWER,
 ]

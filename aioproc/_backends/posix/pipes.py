@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, starmap
+from itertools import chain, count, starmap
 from typing import TYPE_CHECKING, Any
 
 from ..base import generation, logger
@@ -92,6 +92,64 @@ class _End:
         loop = self._loop()
         if self._generation == generation.number and loop is not None and not loop.is_closed():
             getattr(loop, name)(self._fd)
+
+
+#: No descriptors: for pipes of which we do not keep any.
+_claims = count(-1, -1)
+#: Ends of pipes between two children, until both have theirs.
+_between: set[int] = set()
+
+
+def open_between(size: int = -1) -> tuple[int, int, int]:
+    """A pipe, both ends of which are for children: the reading end, the writing one, and what
+    is to be given to forget_between() when they have ended. size: what it is to hold; by
+    default much, as long as there are few such pipes."""
+    reader, writer = os.pipe()
+    _between.update((reader, writer))
+    claim = 0
+    if F_SETPIPE_SZ:
+        try:
+            if size > 0:
+                fcntl(writer, F_SETPIPE_SZ, size)
+            elif len(_large) < MOST_LARGE:
+                # Children in sessions of their own would hold each other up: they are groups
+                # of their own for the scheduler (sched(7), autogroup), which switches twice as
+                # often between them as in a shell's pipeline.
+                fcntl(writer, F_SETPIPE_SZ, LARGE)
+                claim = next(_claims)
+                _large.add(claim)
+        except OSError:
+            if size > 0:
+                close_between(reader)
+                close_between(writer)
+                raise
+    return reader, writer, claim
+
+
+def forget_between(claim: int) -> None:
+    _large.discard(claim)
+
+
+def duplicate_between(fd: int) -> int:
+    """Another number for the same end."""
+    other = os.dup(fd)
+    _between.add(other)
+    return other
+
+
+def close_between(fd: int) -> None:
+    if fd in _between:
+        _between.discard(fd)
+        close_all([fd], os.close)
+
+
+def read_between(fd: int, loop: asyncio.AbstractEventLoop) -> FdReadEnd:
+    """The reading end, which is ours after all."""
+    os.set_blocking(fd, False)
+    end = FdReadEnd(weakref.ref(loop), fd)
+    _between.discard(fd)
+    _open[fd] = end
+    return end
 
 
 def _closed(_: object) -> Any:
@@ -373,6 +431,8 @@ def _after_fork_in_child() -> None:
         return
     for stdio in list(_making.values()):
         stdio.disown()
+    close_all(list(_between), os.close)
+    _between.clear()
     ends = list(_open.items())
     _making.clear()
     _open.clear()
