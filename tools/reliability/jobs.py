@@ -206,6 +206,31 @@ class Jobs:
             self._status(await child.wait(), 0)
         self._same(count, 300)
 
+    async def many(self) -> None:
+        commands = [aioproc.Command("/bin/sh", "-c", f"echo {i}; exit {i}") for i in range(5)]
+        results = await aioproc.run_all(commands, concurrency=self._rng.choice([1, 2, 5]))
+        for i, result in enumerate(results):
+            if result.error is not None:
+                raise result.error
+            self._same(result.stdout, b"%d\n" % i)
+            self._status(result.returncode, i)
+
+    async def many_halted(self) -> None:
+        commands = [aioproc.Command("sleep", "1000"), aioproc.Command("false")]
+        async with aioproc.run_many(commands, concurrency=2, halt="now", stop=0.05) as runs:
+            async for result in runs:
+                if result.error is not None:
+                    raise result.error
+
+    async def piped(self) -> None:
+        data = self._data()
+        done = await aioproc.pipeline(
+            aioproc.Command("cat"), aioproc.Command("cat"), input=data, check=False
+        )
+        self._same(done.stdout, data)
+        for stage in done.stages:
+            self._status(stage.returncode, 0)
+
 
 #: How often each is drawn.
 WEIGHTS = {
@@ -227,4 +252,7 @@ WEIGHTS = {
     "fed": 4,
     "opened": 3,
     "opened_lines": 3,
+    "many": 2,
+    "many_halted": 2,
+    "piped": 3,
 }

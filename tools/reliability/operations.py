@@ -191,6 +191,40 @@ async def both_outputs() -> Any:
     return lines, process.returncode
 
 
+async def many() -> Any:
+    """run_many(): four commands, two at a time. An error is a result."""
+    commands = [aioproc.Command("/bin/sh", "-c", f"echo {i}; exit {i}") for i in range(4)]
+    results = {}
+    async with aioproc.run_many(commands, concurrency=2) as runs:
+        async for result in runs:
+            if result.error is not None:
+                raise result.error
+            results[result.index] = result.stdout, result.returncode
+    return results
+
+
+async def many_broken_off() -> Any:
+    """The block is left with one of them at work, and more to come."""
+    commands = (
+        aioproc.Command("/bin/sh", "-c", script) for script in ("exit 3", FAMILY, "exit 4")
+    )
+    async with aioproc.run_many(commands, concurrency=2, stop=0.01) as runs:
+        async for result in runs:
+            if result.error is not None:
+                raise result.error
+            return result.index, result.returncode
+    return "nothing"
+
+
+async def pipeline() -> Any:
+    done = await aioproc.pipeline(
+        aioproc.Command("cat"),
+        aioproc.Command("/bin/sh", "-c", "cat; echo last >&2"),
+        input=LARGE,
+    )
+    return done.stdout, [stage.returncode for stage in done.stages], done.stages[1].stderr
+
+
 OPERATIONS = {
     "spawn": Operation(spawn, 0),
     "options": Operation(options, ((b"/\n0027\nyes\n", None), 0)),
@@ -207,5 +241,8 @@ OPERATIONS = {
     "cancel": Operation(cancel, ("cancelled", b"up\n", -signal.SIGKILL), True),
     "talk": Operation(talk, ("a line\n", 0), True),
     "both outputs": Operation(both_outputs, ({"stdout": SMALL, "stderr": b"last\n"}, 3), True),
+    "many": Operation(many, {i: (b"%d\n" % i, i) for i in range(4)}),
+    "many broken off": Operation(many_broken_off, (0, 3), True),
+    "pipeline": Operation(pipeline, (LARGE, [0, 0], b"last\n"), True),
     "leftovers": Operation(leftovers, (3, "exit"), True),
 }
