@@ -292,7 +292,8 @@ def copy_of_tree() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
         copy = Path(directory) / "aioproc"
         ignore = shutil.ignore_patterns(
-            "*.so", ".git", ".venv*", ".cache", ".*_cache", "build", "dist", "__pycache__"
+            *("*.so", ".git", ".venv*", ".cache", ".*_cache", ".hypothesis"),
+            *("build", "dist", "__pycache__"),
         )
         shutil.copytree(ROOT, copy, ignore=ignore)
         yield copy

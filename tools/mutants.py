@@ -156,7 +156,7 @@ def copy_of_tree() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="aioproc-mutants-") as directory:
         copy = Path(directory) / "aioproc"
         ignore = shutil.ignore_patterns(
-            ".git", ".venv*", ".cache", ".*_cache", "build", "dist", "__pycache__"
+            ".git", ".venv*", ".cache", ".*_cache", ".hypothesis", "build", "dist", "__pycache__"
         )
         shutil.copytree(ROOT, copy, ignore=ignore)
         yield copy
