@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 #: Seconds; a fuse.
@@ -40,12 +41,15 @@ def explore(
     steps: int = 30,
 ) -> None:
     """Runs so many sequences of the machine's rules, the same ones each time."""
+    # Who wants to know only whether it fails (tools/mutants.py) needs no shorter example.
+    hurries = "AIOPROC_STATEFUL_HURRIES" in os.environ
     chosen = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         derandomize=True,
         database=None,
+        phases=[Phase.generate] if hurries else tuple(Phase),
         suppress_health_check=list(HealthCheck),
     )
     loop = new_loop()

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -171,6 +172,7 @@ def build(tree: Path) -> None:
 def run(tree: Path, tool: tuple[str, ...]) -> tuple[bool, str]:
     """Whether the tool is content, and what it said of that."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "AIOPROC_BACKEND": "native"}
+    environment["AIOPROC_STATEFUL_HURRIES"] = "1"
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             [sys.executable, *tool],
@@ -179,11 +181,12 @@ def run(tree: Path, tool: tuple[str, ...]) -> tuple[bool, str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             returncode = process.wait(FUSE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return False, f"it hangs: {FUSE} s"
         output.seek(0)
