@@ -229,6 +229,17 @@ async def create_subprocess_exec(
         terminal and its Ctrl-C. On Windows it is put into a job object, and its session is a
         process group (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there.
         Not in asyncio. (docs/semantics.md, "Trees")
+    rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs, die_with_parent: what the child may
+        use and do, from its program's first instruction; ValueError where the platform or the
+        backend has no such thing, OSError that names the option where it is refused. Not in
+        asyncio. (docs/semantics.md, "Limits")
+        rlimits: {"nofile": 256} or {"nofile": (soft, hard)}, by the names of `resource`; on
+            Windows job_memory (bytes), job_processes and job_cpu_rate (per cent).
+        nice: the nice value, -20 to 19; on Windows also the name of a priority class.
+        cpu_affinity: the numbers of the CPUs that it may use.
+        oom_score_adj: -1000 to 1000; 1000 is the first to be killed for want of memory.
+        no_new_privs: bool. Whether a setuid program and the like get no more rights.
+        die_with_parent: bool. Whether it is killed when this process ends, in whatever way.
     kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
         pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
         preexec_fn, restore_signals, pipesize, bufsize=0; on Windows also startupinfo and

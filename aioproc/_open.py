@@ -24,6 +24,7 @@ from ._run.options import (
     without_paths,
 )
 from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from ._spec.limits import die_where_honest
 from ._spec.spec import SpawnSpec
 from ._text import check_pieces, judged_text
 from ._trees.steps import GRACE, judged_steps
@@ -261,7 +262,7 @@ def open_process(
         env: All of its environment. Default: ours.
         env_update: Changes to that: ``{"A": "1", "B": None}`` sets A and removes B.
         name: Stands for the command in errors, warnings and logs.
-        **options: Those of :func:`create_subprocess_exec`.
+        **options: Those of :func:`create_subprocess_exec`; die_with_parent has run()'s default.
 
     Returns:
         An asynchronous context manager of the :class:`Process`, with text a
@@ -288,6 +289,7 @@ def open_process(
         env = updated(env, env_update)
     command = (judged_program(program, cwd, options), *args)
     options.update(cwd=cwd, env=env, tree=bool(tree))
+    die_where_honest(options)
     return ProcessOpener(
         Process if judged is None else TextProcess,
         command,

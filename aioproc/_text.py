@@ -16,7 +16,15 @@ class Decoder:
         self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
 
     def decode(self, data: bytes, final: bool = False) -> str:
-        return self._decoder.decode(data, final)
+        """UnicodeDecodeError: its ``object`` has this, after the part of a character that came
+        before; both are done with."""
+        try:
+            return self._decoder.decode(data, final)
+        except UnicodeDecodeError:
+            # codecs' decoders keep that part, and would fail again with all that follows.
+            _, flag = self._decoder.getstate()
+            self._decoder.setstate((b"", flag))
+            raise
 
 
 class Encoder:

@@ -34,11 +34,14 @@ _POSIX_FLAGS = ("-std=c11", "-pthread", "-Wall", "-Wextra", "-fvisibility=hidden
 _COMMON = ("tokens.c",)
 _POSIX = (
     *_COMMON,
-    *_files("posix", "usage", "plan", "stdio", "looks", "output", "children"),
+    *_files("posix", "usage", "limits", "plan", "stdio", "looks", "output", "children"),
     *_files("posix", "spawn_posix", "port", "spawn", "tree"),
 )
 # And one way to watch, by one kind of handle; and one to see all processes.
-_EPOLL = _files("posix", "port_epoll", "pidfd", "child_code", "spawn_clone")
+_EPOLL = (
+    *_files("posix", "port_epoll", "pidfd"),
+    *_files("posix", "child_code", "spawn_thread", "spawn_clone"),
+)
 _KQUEUE = _files("posix", "port_kqueue", "pid")
 _PROCFS = _files("posix", "tree_procfs")
 _KINFO = _files("posix", "tree_kinfo")

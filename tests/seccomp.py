@@ -36,6 +36,7 @@ NUMBERS = {
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
     "pidfd_send_signal(PROCESS_GROUP)": (424, 424),
+    "prctl": (157, 167),
     "timerfd_create": (283, 85),
     "waitid": (247, 95),
 }

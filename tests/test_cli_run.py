@@ -158,6 +158,43 @@ def test_output_through_us(tmp_path: Path) -> None:
         assert process.wait(FUSE) == 124
 
 
+@posix_only("descriptors")
+def test_streams_that_are_closed() -> None:
+    """Their numbers are those of files of our own, by then."""
+
+    def closed(fd: int, *arguments: str) -> tuple[int, str, str]:
+        command = ["sh", "-c", f'exec "$@" {fd}>&-', "sh", *COMMAND, *arguments]
+        done = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=FUSE)
+        return done.returncode, done.stdout, done.stderr
+
+    idle = ("--idle-timeout", str(FUSE))
+    for more in ((), idle):
+        both = (*more, "sh", "-c", "echo a; echo b >&2; echo c; exit 3")
+        assert closed(2, *both) == (3, "a\nc\n", "")
+        code, out, error = closed(1, *both)
+        assert (code, out) == (3, "")
+        assert "b\n" in error
+    assert closed(2, "--stats", *TRUE) == (0, "", "")
+    assert closed(2, "/nowhere/at/all") == (127, "", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+def test_a_full_disk() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--idle-timeout", str(FUSE), "echo", "a"],
+            env=environ(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=FUSE,
+        )
+        assert done.returncode == 125
+        assert "No space left" in done.stderr
+        command = [*COMMAND, "--stats", *ends(3)]
+        assert subprocess.run(command, env=environ(), stderr=full, timeout=FUSE).returncode == 3
+
+
 @pytest.mark.everywhere
 def test_stats(aioproc: Any) -> None:
     done = run("--stats", "--", *TRUE, env=environment(aioproc))

@@ -119,12 +119,16 @@ def test_a_command_that_takes_interrupts(terminal: Terminal) -> None:
 
 
 def test_a_stop_and_going_on(terminal: Terminal) -> None:
-    terminal.enter(f"{RUN} --timeout 1000 cat")
+    terminal.enter(f"{RUN} --timeout 1000 sh -c 'echo there; exec cat'")
+    terminal.wait_for("there")
     terminal.enter("before")
     terminal.wait_for("before\nbefore")
     terminal.type("C-z")
     terminal.wait_for("[1]+  Stopped")
     terminal.enter("fg")
+    # The shell says so once the terminal is no more as its line editor has it, for which a line
+    # ends otherwise.
+    terminal.wait_for(RUN[:40])
     terminal.enter("after")
     terminal.wait_for("after\nafter")
     terminal.type("C-d")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import signal
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +231,80 @@ async def test_stop_of_a_process_of_asyncios_functions(aioproc: Any) -> None:
     for wrong, error in (("soon", TypeError), (-1, ValueError), ([("end", 1)], TypeError)):
         with pytest.raises(error):
             await process.stop(wrong)
+
+
+async def test_stdin_that_was_closed_before(aioproc: Any) -> None:
+    """It is given the time all the same."""
+    worker = python(
+        "import sys, time; sys.stdin.read(); time.sleep(0.1); print('done'); sys.exit(5)"
+    )
+    async with aioproc.open_process(*worker, stop=[("eof", FUSE)]) as process:
+        process.stdin.close()
+    assert process.returncode == 5
+    assert (await process.stdout.read()).split() == [b"done"]
+
+
+@pytest.mark.everywhere
+async def test_an_end_that_the_loop_has_not_noticed(aioproc: Any) -> None:
+    """Without its tree nothing is to be done, but to reap it and to read what it has said."""
+    for tree in (True, False):
+        async with aioproc.open_process(*python("input(); print('hi')"), tree=tree) as process:
+            process.stdin.write(b"\n")
+            process.stdin.write_eof()
+            # Without a round of the loop.
+            end = time.monotonic() + FUSE
+            while process.returncode is None and time.monotonic() < end:
+                time.sleep(0.001)
+        assert process._transport.get_returncode() == 0
+        assert (await process.stdout.read()).split() == [b"hi"]
+
+
+@posix_only("SIGTERM")
+async def test_anyios_cancellation_while_another_task_ends_it(aioproc: Any) -> None:
+    """That comes in each round of the loop, and is no second one."""
+    anyio = pytest.importorskip("anyio")
+    async with aioproc.open_process(*STUBBORN) as process:
+        await process.stdout.readline()
+        first = asyncio.create_task(process.stop(FUSE))
+        await asyncio.sleep(0)
+
+        async def join() -> None:
+            with anyio.CancelScope() as scope:
+                asyncio.get_running_loop().call_soon(scope.cancel)
+                await process.stop()
+
+        second = asyncio.create_task(join())
+        done, _ = await asyncio.wait([first, second], timeout=0.3)
+        assert not done
+        process.kill()
+        await first
+        await second
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="objects end later")
+@pytest.mark.parametrize("options", [{}, {"text": True}])
+async def test_nothing_is_left_to_the_garbage_collector(
+    aioproc: Any, options: dict[str, Any]
+) -> None:
+    """Neither by an ending nor by a timeout: what was read may be much."""
+    never = "never" if options else b"never"
+
+    async def used() -> weakref.ref[Any]:
+        async with aioproc.open_process(*CAT, stderr=PIPE, **options) as process:
+            for waiting in (process.wait(0), process.read_until(never, timeout=0)):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await waiting
+        return weakref.ref(process._transport)
+
+    gc.collect()
+    gc.disable()
+    try:
+        transport = await used()
+        for _ in range(3):  # what the loop is about to do
+            await asyncio.sleep(0)
+        assert transport() is None
+    finally:
+        gc.enable()
 
 
 @posix_only("a pipe that somebody else has")

@@ -296,6 +296,47 @@ async def test_read_until_at_the_end(aioproc: Any) -> None:
             assert info.value.partial == b""
 
 
+async def test_last_words_take_nothing(aioproc: Any) -> None:
+    """Neither errors of decoding nor lines that an iteration has cut are in their way."""
+    async with opened(aioproc, errors="strict") as process:
+        Actor(process).do(r"e \xffbad\n", "o rest", "x 1")
+        with pytest.raises(asyncio.IncompleteReadError) as info:
+            await process.read_until("never")
+        assert info.value.partial == "rest"
+        assert "bad" in "\n".join(getattr(info.value, "__notes__", info.value.args[:1]))
+        with pytest.raises(UnicodeDecodeError):
+            await process.stderr.read()
+    async with opened(aioproc) as process:
+        Actor(process).do(r"e one\ntwo\nthree\n", "x 1")
+        async for line in process.stderr:
+            assert line == b"one\n"
+            break
+        with pytest.raises(asyncio.IncompleteReadError) as info:
+            await process.read_until(b"never")
+        assert "two\nthree" in "\n".join(getattr(info.value, "__notes__", info.value.args[:1]))
+        assert await process.stderr.read() == b"two\nthree\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"text": True}])
+async def test_a_cancellation_at_the_end_of_the_output_loses_nothing(
+    aioproc: Any, options: dict[str, Any]
+) -> None:
+    """It goes on without its stdout, and is given a moment to end."""
+    rest, never = ("rest", "never") if options else (b"rest", b"never")
+    async with opened(aioproc, **options) as process:
+        Actor(process).do("o rest", "co")
+        task = asyncio.create_task(process.read_until(never))
+        source = process.stdout._source
+        while not source.at_eof():
+            await asyncio.sleep(0.001)
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await process.stdout.read() == rest
+        assert process.stdout.at_eof()
+
+
 async def test_read_until_of_one_that_goes_on_without_output(aioproc: Any) -> None:
     async with opened(aioproc, name="the server") as process:
         Actor(process).do("co")
@@ -315,6 +356,9 @@ async def test_read_until_with_a_limit(aioproc: Any) -> None:
         for pattern in (b"never", re.compile(b"never")):
             with pytest.raises(asyncio.LimitOverrunError):
                 await process.read_until(pattern, limit=5)
+        for limit, error in ((0, ValueError), (1.5, TypeError), ("1", TypeError)):
+            with pytest.raises(error, match="limit must be"):
+                await process.read_until(b"end", limit=limit)
         assert await process.read_until(re.compile(b"end"), limit=10) == b"0123456789end"
 
 
@@ -350,6 +394,27 @@ async def test_patterns_that_cannot_be(
             await process.read_until(b"x", timeout="1")
         with pytest.raises(ValueError, match="limit must be"):
             await process.read_until(b"x", limit=0)
+
+
+async def test_an_ending_has_all_of_the_output_while_a_pattern_is_awaited(aioproc: Any) -> None:
+    """A search that lets more come has set the pause aside."""
+    size = 5_000_000
+    async with opened(aioproc) as process:
+        Actor(process).do(r"o .")
+        process.stdin.write(b"o " + b"x" * size + b"\n")
+        task = asyncio.create_task(process.read_until(re.compile(b"never$")))
+        reader = process.stdout
+        before = reader._pause_at
+        while reader._pause_at == before:
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(process.stop([("eof", FUSE)]))
+        await asyncio.sleep(0)
+        assert reader._pause_at >= 64 * 1024 * 1024
+        task.cancel()
+        await asyncio.wait([task])
+        assert reader._pause_at >= 64 * 1024 * 1024
+        assert await stopping == 0
+        assert len(await reader.read()) == size + 1
 
 
 # -- text
@@ -423,12 +488,32 @@ async def test_texts_that_are_none(aioproc: Any) -> None:
             process.stdin.write(b"x")
 
 
+async def test_a_part_of_a_character_before_what_is_no_text(aioproc: Any) -> None:
+    async with opened(aioproc, errors="strict") as process:
+        Actor(process).do(r"o a\n\xe2\x82")
+        assert await process.stdout.readline() == "a\n"
+        Actor(process).do(r"o \xff\n")
+        with pytest.raises(UnicodeDecodeError) as info:
+            await process.stdout.readline()
+        assert info.value.object == b"\xe2\x82\xff\n"
+        Actor(process).do(r"o ok\n")
+        assert await process.stdout.readline() == "ok\n"
+
+
 async def test_an_encoding_with_a_mark(aioproc: Any) -> None:
     async with aioproc.open_process(*CAT, encoding="utf-16") as process:
         process.stdin.write("ä\n")
         process.stdin.writelines(["b\n", "c"])
         process.stdin.close()
         assert [line async for _, line in process.lines()] == ["ä\n", "b\n", "c"]
+    async with aioproc.open_process(*CAT, encoding="utf-16") as process:
+        process.stdin.write("ä\n")
+        task = asyncio.create_task(process.communicate("b"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await process.communicate("b") == ("ä\nb", None)
 
 
 async def test_communicate_with_text(aioproc: Any) -> None:
@@ -439,6 +524,22 @@ async def test_communicate_with_text(aioproc: Any) -> None:
             await process.communicate(b"3")
         assert await process.communicate("ü\n") == ("2\nü\n", None)
         assert await process.communicate() == ("", None)
+
+
+async def test_communicate_with_what_is_no_text(aioproc: Any) -> None:
+    """What the error is not about is not lost."""
+    for bad, other in ("oe", "eo"):
+        async with opened(aioproc, errors="strict") as process:
+            stream = {"o": process.stdout, "e": process.stderr}
+            Actor(process).do(rf"{bad} a\nb", f"{other} fine")
+            assert await stream[bad].readline() == "a\n"
+            Actor(process).do(rf"{bad} \xff")
+            with pytest.raises(UnicodeDecodeError) as info:
+                await process.communicate()
+            assert info.value.object == b"\xff"
+            assert await stream[other].read() == "fine"
+            assert await stream[bad].read() == "b"
+            assert stream[bad].at_eof()
 
 
 @posix_only("signals of the system that ends reads")

@@ -23,6 +23,7 @@ BACKENDS = [file for file in FILES if file.is_relative_to(PACKAGE / "_backends")
 NATIVE = {
     "_backends/posix/environment.py",
     "_backends/posix/native.py",
+    "_backends/posix/native_limits.py",
     "_backends/posix/native_trees.py",
     "_backends/windows/lib.py",
 }

@@ -61,3 +61,4 @@ class Merged(Generic[T]):
             for reader in readers:
                 if reader._waiter is waiter:
                     reader._waiter = None
+            del waiter  # which would hold its error, and that our frame

@@ -16,7 +16,7 @@ from .._trees.steps import DEFAULT_STEPS, Step, judged_seconds, judged_steps
 from .merged import Merged
 from .pipes import WritePipeTransport, logger
 from .protocol import StreamProtocol
-from .stopping import Stopping
+from .stopping import Stopping, read_rest
 from .streams import Deadline, StreamReader
 from .text import TextReader, TextWriter
 from .transport import SubprocessTransport, check_loop
@@ -384,8 +384,11 @@ class Process(asyncio.subprocess.Process):
         reader: Any = self.stdout
         if reader is None:
             raise ValueError("read_until() needs stdout=PIPE")
-        if limit is not None and limit <= 0:
-            raise ValueError(f"limit must be at least 1, not {limit}")
+        if limit is not None:
+            if isinstance(limit, bool) or not isinstance(limit, int):
+                raise TypeError(f"limit must be an int or None, not {limit!r:.100}")
+            if limit <= 0:
+                raise ValueError(f"limit must be at least 1, not {limit}")
         deadline = None
         if timeout is not None:
             seconds = judged_seconds("timeout", timeout)
@@ -397,7 +400,11 @@ class Process(asyncio.subprocess.Process):
                 return await reader._until(literals, limit, "read_until", deadline)
             return await until(reader, patterns, limit, "read_until", deadline)
         except asyncio.IncompleteReadError as error:
-            await self._moment()
+            try:
+                await self._moment()
+            except BaseException:
+                reader._put_back(error.partial)
+                raise
             add_note(error, self._last_words())
             raise
 
@@ -414,7 +421,7 @@ class Process(asyncio.subprocess.Process):
         text += status(self.returncode) or "still running"
         stderr: Any = self.stderr
         if stderr is not None and stderr._source._exception is None:
-            last = stderr._all()[-MOST_OF_OUTPUT:]
+            last = stderr._unread()[-MOST_OF_OUTPUT:]
             if isinstance(last, bytes):
                 last = lenient(last, "utf-8", len(last) == MOST_OF_OUTPUT)
             last = translate_newlines(last).rstrip()
@@ -441,13 +448,14 @@ class Process(asyncio.subprocess.Process):
         left behind is ended. Not in asyncio.
 
         A cancellation does not interrupt it, but is raised at its end; a second one leaves
-        out what is left of the grace.
+        out what is left of the grace. If another task is ending it already, this waits for
+        that, and its own `stop` has no effect.
 
         Args:
             stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
-                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin and gives a server 5
-                seconds to finish its work. Without an "eof" stdin is closed at once.
-                Default: what open_process() was given; else 5 seconds.
+                ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin, if that has not been
+                done, and gives a server 5 seconds to finish its work. Without an "eof" stdin
+                is closed at once. Default: what open_process() was given; else 5 seconds.
 
         Returns:
             The returncode. None if it could not be ended (another user's, or the kernel does
@@ -492,7 +500,9 @@ class Process(asyncio.subprocess.Process):
     async def _end(self, steps: list[Step], cancelled: asyncio.CancelledError | None) -> None:
         if self._stopping is not None:
             await self._stopping.join(cancelled)
-        elif not self._is_gone():
+        elif self._is_gone():
+            read_rest(self._transport)
+        else:
             self._keep("stdout", "stderr")
             self._stopping = stopping = Stopping(self._transport, steps, cancelled)
             try:
@@ -502,8 +512,8 @@ class Process(asyncio.subprocess.Process):
 
     def _is_gone(self) -> bool:
         """Whether nobody is left that we would end."""
-        if self.returncode is None:
-            return False
+        if self._transport.get_returncode() is None:
+            return False  # or it is to be reaped yet
         return self._was_stopped or self._transport.tree is None
 
 
@@ -544,6 +554,8 @@ class TextProcess(Process):
         stdin, stdout, stderr = map(_TextStream, ("stdin", "stdout", "stderr"))
     #: The encoding, what to do about bytes that are no text, and about text that has none.
     _text: tuple[str, str, str]
+    #: What communicate() was given, and its bytes.
+    _encoded: tuple[str, bytes] | None = None
 
     def lines(self) -> Merged[str]:  # type: ignore[override]
         """As :meth:`Process.lines`, of str."""
@@ -566,7 +578,8 @@ class TextProcess(Process):
         """As :meth:`Process.communicate`, of str.
 
         Raises:
-            UnicodeDecodeError: With errors="strict"; its ``object`` has the output.
+            UnicodeDecodeError: With errors="strict"; its ``object`` has the output. That of
+                the other stream, and what had been decoded before, can be read.
         """
         data = None
         if input is not None:
@@ -574,12 +587,32 @@ class TextProcess(Process):
                 error = TypeError(f"communicate() takes str, not {type(input).__name__}")
                 add_note(error, "decode() it, or leave out text=True")
                 raise error
-            encoding, _, errors = self._text
-            data = Encoder(encoding, errors).encode(input)
+            data = self._encode(input)
         outputs: Any = await super().communicate(data)
-        streams: tuple[Any, Any] = self.stdout, self.stderr
-        texts: Any = [
-            None if data is None else stream._last(data)
-            for stream, data in zip(streams, outputs, strict=True)
-        ]
-        return texts[0], texts[1]
+        out, err = outputs
+        stdout: Any = self.stdout
+        stderr: Any = self.stderr
+        # What the error is not about can be read.
+        try:
+            text: Any = None if out is None else stdout._last(out)
+        except UnicodeDecodeError:
+            if err:
+                stderr._source._put_back(err)
+            raise
+        try:
+            return text, None if err is None else stderr._last(err)  # type: ignore[return-value]
+        except UnicodeDecodeError:
+            if text:
+                stdout._put_back(text)
+            raise
+
+    def _encode(self, input: str) -> bytes:
+        if self._encoded is None or self._encoded[0] != input:
+            stdin = self.stdin
+            if stdin is None:
+                encoding, _, errors = self._text
+                encoder = Encoder(encoding, errors)
+            else:
+                encoder = stdin._encoder  # which knows whether a byte order mark has gone
+            self._encoded = input, encoder.encode(input)
+        return self._encoded[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 
 from .._trees import Alone, ProcessTree
 from .._trees.ending import Ending, Shield
@@ -14,6 +16,27 @@ from .transport import SubprocessTransport
 LAST = 1024 * 1024
 #: Seconds for the end of the pipes when nobody of the tree is left.
 DRAIN = 0.5
+
+
+def read_rest(transport: SubprocessTransport) -> None:
+    """What is in the pipes by now is not lost."""
+    for pipe in list(transport._pipes.values()):
+        if isinstance(pipe, ReadPipeTransport):
+            end = pipe._total + LAST
+            before = -1
+            while before < pipe._total < end:
+                before = pipe._total
+                pipe.read_now()
+
+
+def close_stdin(transport: SubprocessTransport) -> bool:
+    """Whether there is one."""
+    stdin = transport.get_pipe_transport(0)
+    if stdin is None:
+        return False
+    # Who has closed it just before wants the process to have that time, too.
+    stdin.close()
+    return True
 
 
 class Stopping:
@@ -37,7 +60,7 @@ class Stopping:
             self._steps,
             transport._exit_future(),
             lambda: transport._look() is not None,
-            self._close_stdin,
+            functools.partial(close_stdin, transport),
             cancelled,
         )
         self._done = transport._loop.create_future()
@@ -46,11 +69,11 @@ class Stopping:
         """Whether all of them have ended. Raises a cancellation that came meanwhile."""
         ending, transport = self._ending, self._transport
         if not any(action == "eof" for action, _ in self._steps):
-            self._close_stdin()
+            close_stdin(transport)
         try:
             with Shield():
                 await ending.run()
-                self._read_rest()
+                read_rest(transport)
                 if ending.left == []:
                     # On Windows a pipe ends a moment after whoever has held it.
                     await ending.wait(transport._finish_future(), DRAIN)
@@ -75,7 +98,8 @@ class Stopping:
         cause = cancelled
         while not self._done.done():
             try:
-                await asyncio.wait([self._done])
+                with Shield() if cancelled is not None else contextlib.nullcontext():
+                    await asyncio.wait([self._done])
             except asyncio.CancelledError as error:
                 if cancelled is not None:
                     self._ending.hurry()
@@ -83,20 +107,3 @@ class Stopping:
                     cancelled = error
         if cancelled is not None and cancelled is not cause:
             raise cancelled
-
-    def _close_stdin(self) -> bool:
-        stdin = self._transport.get_pipe_transport(0)
-        if stdin is None or stdin.is_closing():
-            return False
-        stdin.close()
-        return True
-
-    def _read_rest(self) -> None:
-        """What is in the pipes by now is not lost."""
-        for pipe in list(self._transport._pipes.values()):
-            if isinstance(pipe, ReadPipeTransport):
-                end = pipe._total + LAST
-                before = -1
-                while before < pipe._total < end:
-                    before = pipe._total
-                    pipe.read_now()

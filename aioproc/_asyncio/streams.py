@@ -236,6 +236,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                 self._waiter = None
             if deadline is not None:
                 deadline.stop()
+            del waiter  # which would hold its error, and that our frame
         self._begin()
 
     def _keep_up_to(self, size: int) -> None:
@@ -403,6 +404,15 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         if will_cut and self._cut:
             self._begin_run()
         return line
+
+    def _put_back(self, data: bytes) -> None:
+        """It comes first again."""
+        self._buffer = data + self._buffer
+
+    def _unread(self) -> bytes:
+        """All that is here, which stays."""
+        self._end_run()
+        return self._all()
 
     # -- asyncio's bytearray, which code in the wild decodes and clears
 

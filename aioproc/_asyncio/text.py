@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .._messages import lenient
 from .._notes import add_note
 from .._text import Decoder, Encoder
 from .pipes import WritePipeTransport
@@ -27,6 +28,7 @@ class TextReader:
 
     def __init__(self, reader: StreamReader, encoding: str, errors: str) -> None:
         self._source = reader
+        self._encoding = encoding
         self._decoder = Decoder(encoding, errors)
         # What has been decoded and not been given: of `_text` what begins at `_at`, then the
         # pieces of `_more`, which are put together when a line ends. The first `_clean` of
@@ -161,11 +163,23 @@ class TextReader:
         self._join()
         return self._text
 
+    def _put_back(self, text: str) -> None:
+        """It comes first again."""
+        self._text = text + self._text[self._at :]
+        self._at = 0
+        self._is_searched = False
+
+    def _unread(self) -> str:
+        """What is here, for a message: nothing is decoded for good, and errors do not matter."""
+        rest = lenient(self._source._unread(), self._encoding, False)
+        return "".join([self._text[self._at :], *self._more, rest])
+
     def _last(self, data: bytes) -> str:
         """All there is, with this as its end."""
         text = self._all()
+        last = self._decoder.decode(data, True)
         self._at = len(text)
-        return text + self._decoder.decode(data, True)
+        return text + last
 
     def _take(self, n: int) -> str:
         """The first n characters, or all there are."""

@@ -292,6 +292,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             self._exit_waiters.remove(waiter)
             if timer is not None:
                 timer.cancel()
+            del waiter, timer  # which would hold their error, and that our frame
 
     def _give_up(self, waiter: asyncio.Future[int], timeout: float) -> None:
         # An end that the loop, busy till now, has not noticed is one in time.
@@ -327,6 +328,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             await waiter
         finally:
             self._finish_waiters.remove(waiter)
+            del waiter  # which would hold its error, and that our frame
 
     def _out_of_memory(self, exc: MemoryError) -> None:
         """A read of a pipe has failed: tells who waits for all of it."""

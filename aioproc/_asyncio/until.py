@@ -111,9 +111,11 @@ async def _let_grow(source: StreamReader, size: int, seconds: float) -> None:
     """Gives about that much more time to come: all would be searched again for each piece of
     it."""
     pause_at = source._pause_at
-    source._pause_at = max(pause_at, 2 * (source._size + size))
+    source._pause_at = meanwhile = max(pause_at, 2 * (source._size + size))
     try:
         source._maybe_resume()
         await asyncio.sleep(seconds)
     finally:
-        source._pause_at = pause_at
+        # Unless an ending has set it, which wants to have all.
+        if source._pause_at == meanwhile:
+            source._pause_at = pause_at

@@ -69,6 +69,7 @@ class Flow:
             await waiter
         finally:
             waiters.remove(waiter)
+            del waiter  # which would hold its error, and that our frame
 
 
 class StreamWriter(asyncio.StreamWriter):

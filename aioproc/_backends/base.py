@@ -300,19 +300,40 @@ class Attempt(NamedTuple):
 
 #: What a spawn was doing when it failed.
 STEP_SETUP, STEP_CHDIR, STEP_EXEC = 1, 2, 3
+#: The same for what is set by SpawnSpec.limits and die_with_parent; a resource limit's is
+#: STEP_RLIMIT and its number.
+STEP_NICE, STEP_CPUS, STEP_OOM, STEP_NO_NEW_PRIVS, STEP_DIE = range(16, 21)
+STEP_RLIMIT = 64
+
+#: Resource limits that an exec may have failed for.
+_SUSPECTS = {
+    errno.ENOMEM: ("as", "data", "stack"),
+    errno.E2BIG: ("stack",),
+    # Of a user's processes there are more, which is looked at after a change of ids
+    # (execve(2)).
+    errno.EAGAIN: ("nproc",),
+}
 
 
 def spawn_error(spec: SpawnSpec, number: int, step: int) -> OSError:
-    """The exception that subprocess.Popen would raise, filename included."""
+    """The exception that subprocess.Popen would raise, filename included; and the name of the
+    option that has failed."""
+    text = os.strerror(number)
+    limits = spec.limits
+    if step >= STEP_NICE:
+        if step == STEP_CPUS and number == errno.EINVAL:
+            text = "not all of these CPUs are there, for this process"
+        return OSError(number, f"{limits.option(step) if limits else 'die_with_parent'}: {text}")
+    if step == STEP_EXEC and limits is not None:
+        suspects = limits.suspects(_SUSPECTS.get(number, ()))
+        text += f" ({' or '.join(suspects)} may be too low)" if suspects else ""
     if step == STEP_CHDIR:
         filename = spec.cwd
     elif step == STEP_EXEC:
         filename = spec.executable
     else:
         filename = None
-    if filename is None:
-        return OSError(number, os.strerror(number))
-    return OSError(number, os.strerror(number), filename)
+    return OSError(number, text) if filename is None else OSError(number, text, filename)
 
 
 def warn_unknown_exit(pid: int) -> None:

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound="tuple[Any, float]")
 
 WINDOWS = sys.platform == "win32"
+LINUX = sys.platform in ("linux", "android")
+#: Whether a process can be kept to some of the CPUs: not on macOS. (PyPy has no call for it.)
+HAS_CPUS = LINUX or hasattr(os, "sched_setaffinity")
 
 #: 0 is the other of the console's events there.
 CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", 1)

@@ -16,6 +16,7 @@ async def pass_on(stream: str, data: bytes) -> None:
 
     Raises:
         BrokenPipeError: Nobody reads what we write.
+        OSError: The disk is full, say.
     """
     fd = _FDS[stream]
     view = memoryview(data)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import functools
 import logging
 import os
 import platform
 import signal
 import sys
+from collections.abc import Sequence
 from math import inf
 from time import monotonic
 from typing import Any
@@ -115,7 +117,9 @@ def run(options: argparse.Namespace) -> int:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         # Ctrl-C goes to all that is in the terminal's foreground: the command decides.
         signal.signal(signal.SIGINT, lambda *_: None)
-    code = asyncio.run(_main(options))
+    # Before the loop takes the numbers for files of its own.
+    is_open = [_is_open(fd) for fd in (1, 2)]
+    code = asyncio.run(_main(options, is_open))
     if code == -signal.SIGINT:
         # So that a shell that runs us in a loop sees that it has been interrupted.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -123,14 +127,24 @@ def run(options: argparse.Namespace) -> int:
     return code if code >= 0 else 128 - code
 
 
-async def _main(options: argparse.Namespace) -> int:
-    return await _Run(options).main()
+async def _main(options: argparse.Namespace, is_open: Sequence[bool]) -> int:
+    return await _Run(options, is_open).main()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 class _Run:
     """One run; the process is held by it alone, and ended by none but it."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, is_open: Sequence[bool]) -> None:
+        """is_open: whether we were started with stdout and stderr."""
+        self._open = is_open
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._began = monotonic()
@@ -143,14 +157,19 @@ class _Run:
     async def main(self) -> int:
         """Return the exit code; -N for signal N."""
         options = self._options
-        stream = PIPE if options.idle_timeout is not None else None
+        # What we were started without is nothing that we could pass it on to: the number is one
+        # of our own files by now.
+        stdout, stderr = (
+            PIPE if options.idle_timeout is not None and is_open else None
+            for is_open in self._open
+        )
         self._handle_signals()
         try:
             process = await open_process(
                 *options.argv,
                 stdin=None,
-                stdout=stream,
-                stderr=stream,
+                stdout=stdout,
+                stderr=stderr,
                 start_new_session=False,
                 cwd=options.cwd,
                 env_update=dict(options.env),
@@ -161,7 +180,9 @@ class _Run:
                 return _complain(error, FAILED)
             missing = isinstance(error, FileNotFoundError)
             return _complain(error, NOT_FOUND if missing else NOT_EXECUTABLE)
-        pump = None if stream is None else self._loop.create_task(self._pass_on(process))
+        pump = None
+        if stdout is not None or stderr is not None:
+            pump = self._loop.create_task(self._pass_on(process))
         try:
             return await self._follow(process, pump)
         finally:
@@ -185,11 +206,16 @@ class _Run:
                 await asyncio.wait([pump], timeout=MOMENT)
         exit.cancel()
         if options.stats:
-            print("\n".join(_stats(process, monotonic() - self._began)), file=sys.stderr)
+            _print("\n".join(_stats(process, monotonic() - self._began)))
         code = process.returncode
         if code is None:
             _say(f"pid {process.pid} goes on: it could not be ended")
         if over == "broken":
+            assert pump is not None
+            error = pump.exception()
+            if not isinstance(error, BrokenPipeError):
+                _say(f"output cannot be written: {error}")
+                return FAILED
             return -int(getattr(signal, "SIGPIPE", 13))
         if over in ("timeout", "idle"):
             seconds = options.timeout if over == "timeout" else options.idle_timeout
@@ -290,7 +316,14 @@ def _is_in_foreground() -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"aioproc: {text}", file=sys.stderr)
+    _print(f"aioproc: {text}")
+
+
+def _print(text: str) -> None:
+    if sys.stderr is None:
+        return  # print() would take stdout
+    with contextlib.suppress(OSError):  # a full disk does not change how the command has ended
+        print(text, file=sys.stderr, flush=True)
 
 
 def _complain(error: BaseException, code: int) -> int:

@@ -141,10 +141,13 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         limiter: A :class:`Limiter`: the command waits for a slot of it first, which counts as
             time. If it cannot be started for want of descriptors, processes or memory, it
             waits for the end of others that have a slot.
+        die_with_parent: Whether it is killed when this process ends, in whatever way. Default:
+            in the main thread, where it can be had without a cost: on Linux with a child of
+            our own, and on Windows with the native backend.
         **options: Those of :func:`create_subprocess_exec`: executable, close_fds, pass_fds,
             start_new_session, process_group, user, group, extra_groups, umask, preexec_fn,
-            restore_signals, pipesize, startupinfo, creationflags; capture_output=False for
-            stdout=None, stderr=None.
+            restore_signals, pipesize, startupinfo, creationflags; rlimits, nice, cpu_affinity,
+            oom_score_adj, no_new_privs; capture_output=False for stdout=None, stderr=None.
 
     Returns:
         A :class:`CompletedProcess`: returncode, stdout, stderr, and what else is known.

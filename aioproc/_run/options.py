@@ -11,6 +11,7 @@ from typing import Any
 from .._backends import system
 from .._notes import add_note
 from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from .._spec.limits import die_where_honest
 from .._spec.spec import SpawnSpec
 from .._text import Encoder, check_pieces, judged_text
 from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
@@ -165,6 +166,7 @@ class Settings:
         options["cwd"] = cwd
         options["env"] = env
         options["tree"] = tree = bool(tree)
+        die_where_honest(options)
         self.has_tree = tree
         self._command = command
         self._streams: tuple[Any, ...] = streams

@@ -52,6 +52,9 @@ MOST_DRAINS = 10
 MOST_FOR_TASKS = 5.0
 #: Seconds between two looks at callbacks that are busy.
 BUSY_PAUSE = 0.05
+#: Seconds after which a command for which there was no room is tried again, though none of
+#: the others has ended: somebody else may have given descriptors back. At first, and at most.
+SHORT_PAUSE, LONGEST_SHORT_PAUSE = 0.1, 2.0
 
 NOTHING_DROPPED = (0, 0)
 
@@ -753,6 +756,7 @@ async def attempt(
     loop = asyncio.get_running_loop()
     pauses = iter(TEXT_BUSY_PAUSES)
     has_waited = False
+    patience = SHORT_PAUSE
     end = None
     if began is not None and settings.timeout is not None:
         end = began[0] + settings.timeout
@@ -779,7 +783,10 @@ async def attempt(
             await asyncio.sleep(pause)
         else:
             assert limiter is not None
-            has_waited = await limiter.room(end, again=has_waited)
+            until = loop.time() + patience
+            await limiter.room(until if end is None else min(until, end), again=has_waited)
+            has_waited = True
+            patience = min(2 * patience, LONGEST_SHORT_PAUSE)
 
 
 class Told(Run):

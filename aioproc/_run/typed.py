@@ -49,6 +49,12 @@ class SpawnOptions(TypedDict, total=False):
     pipesize: int
     startupinfo: Any
     creationflags: int
+    rlimits: Mapping[str, int | float | tuple[int | None, int | None]] | None
+    nice: int | str | None
+    cpu_affinity: Iterable[int] | None
+    oom_score_adj: int | None
+    no_new_privs: bool
+    die_with_parent: bool | None
 
 
 class OpenOptions(SpawnOptions, total=False):

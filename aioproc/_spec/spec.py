@@ -16,6 +16,7 @@ from typing import IO, Any, Union
 
 from .._backends.system import WINDOWS
 from .._notes import add_note
+from . import limits as _limits
 from . import mark, posix
 from .environment import Environment
 
@@ -120,6 +121,11 @@ class SpawnSpec:
     restore_signals: bool = True
     preexec_fn: Callable[[], Any] | None = None
     pipesize: int = -1
+    limits: _limits.Limits | None = None
+    #: Whether the child is to end with this process; and whether only where that costs nothing
+    #: and means the process, not a thread.
+    die_with_parent: bool = False
+    die_if_honest: bool = False
     #: Whether what the child starts is to be ended with it.
     tree: bool = False
     #: With `tree`: whether the child leads a process group; on Windows, one on our console.
@@ -155,6 +161,12 @@ class SpawnSpec:
         pipesize: int = -1,
         startupinfo: Any = None,
         creationflags: int = 0,
+        rlimits: Mapping[str, Any] | None = None,
+        nice: int | str | None = None,
+        cpu_affinity: Iterable[int] | None = None,
+        oom_score_adj: int | None = None,
+        no_new_privs: bool = False,
+        die_with_parent: bool | None = None,
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
         the shell. The keywords are ``subprocess.Popen``'s; but for `tree`, with which a new
@@ -172,6 +184,8 @@ class SpawnSpec:
             self.tree = True
         if pipesize != -1:
             self.pipesize = pipesize
+        if die_with_parent is not None:
+            _limits.judge_parent(self, die_with_parent)
         if stdin is stdout is stderr is None:
             self.stdio = (None, None, None)
         else:
@@ -183,6 +197,7 @@ class SpawnSpec:
             if start_new_session is None:
                 start_new_session = stdin is not None
             windows.judge_group(self, tree and bool(start_new_session))
+            self._judge_limits(rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs)
             return self
 
         if startupinfo is not None:
@@ -219,6 +234,7 @@ class SpawnSpec:
             self.restore_signals = False
         if preexec_fn is not None:
             self.preexec_fn = preexec_fn
+        self._judge_limits(rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs)
         return self
 
     def again(self, args: Sequence[Any]) -> SpawnSpec | None:
@@ -233,6 +249,10 @@ class SpawnSpec:
         if self.mark:
             other.mark = mark.new_mark()
         return other
+
+    def _judge_limits(self, *given: Any) -> None:
+        if given != (None, None, None, None, False):
+            _limits.judge(self, *given)
 
     def marked_block(self, text: bytes, count: int) -> tuple[list[bytes], int]:
         """The environment with the mark: NAME=value strings, each with its NUL, in parts that

@@ -30,7 +30,14 @@ enum {
   AP_STEP_NONE = 0,
   AP_STEP_SETUP = 1, /* descriptors, session, groups, ids */
   AP_STEP_CHDIR = 2,
-  AP_STEP_EXEC = 3
+  AP_STEP_EXEC = 3,
+  /* Of ap_limits. */
+  AP_STEP_NICE = 16,
+  AP_STEP_CPUS = 17,
+  AP_STEP_OOM = 18,
+  AP_STEP_NO_NEW_PRIVS = 19,
+  AP_STEP_DIE = 20, /* AP_DIE_WITH_PARENT */
+  AP_STEP_RLIMIT = 64 /* and the number of the limit */
 };
 
 /* ap_request.flags */
@@ -44,8 +51,36 @@ enum {
   AP_SETGID = 64,
   AP_SETUID = 128,
   AP_LAZY = 256, /* no completion tells that the exec has worked, see ap_look */
-  AP_COLLECT = 512 /* what it writes is read at its end, see ap_completion.collected */
+  AP_COLLECT = 512, /* what it writes is read at its end, see ap_completion.collected */
+  /* Linux: SIGKILL for the child when this process ends. With AP_PORTABLE: -ENOTSUP. */
+  AP_DIE_WITH_PARENT = 1 << 16,
+  /* The same where it can be had, and costs nothing: AP_CLONE and AP_COPY, in the main
+   * thread. */
+  AP_DIE_IF_MAIN = 1 << 17
 };
+
+/* What the child may use and do, from its program's first instruction. Linux; with
+ * AP_PORTABLE: -ENOTSUP. */
+enum {
+  AP_SET_NICE = 1,
+  AP_SET_CPUS = 2,
+  AP_SET_OOM = 4,
+  AP_NO_NEW_PRIVS = 8
+};
+
+enum { AP_RLIMITS_MOST = 24, AP_CPUS_MOST = 8192 };
+
+typedef struct {
+  int32_t set;           /* AP_SET_NICE...: which of the following count */
+  int32_t nice;          /* not an increment; in a session of its own also of its autogroup */
+  int32_t oom_score_adj; /* makes AP_COPY of AP_CLONE */
+  int32_t cpu_count;
+  const int32_t *cpus;   /* all below AP_CPUS_MOST */
+  int32_t rlimit_count;
+  int32_t resources[AP_RLIMITS_MOST]; /* RLIMIT_* */
+  uint64_t soft[AP_RLIMITS_MOST];     /* as prlimit64 takes them: all ones is infinity */
+  uint64_t hard[AP_RLIMITS_MOST];
+} ap_limits;
 
 /* ap_features() */
 enum {
@@ -97,6 +132,7 @@ typedef struct {
    * NULL. */
   const char *input;
   int64_t input_size;
+  const ap_limits *limits; /* or NULL */
   /* Filled in by ap_port_spawn. */
   int64_t input_taken;
   int32_t null_fd;
@@ -173,6 +209,18 @@ void ap_text_free(char *text);
  * child. -ENOTSUP: this strategy cannot do what the request asks. */
 int64_t ap_port_spawn(ap_port *port, ap_request *request, const char *strings,
                       const int32_t *pass_fds, const uint32_t *groups);
+
+/* Linux: AP_DIE_WITH_PARENT in a thread that is not the main one has the child made by a thread
+ * of ours, since the kernel takes the end of the thread that has made it for the parent's. It
+ * lasts until the process ends; after a fork there is another. The child takes nice value, CPUs
+ * and signal mask from the caller's thread, all else from that one, which has it from the
+ * thread that first called here. Returns its number, as gettid(); -ENOTSUP: not Linux. */
+int ap_spawn_thread(void);
+
+/* To be called in a forked process, before its exec: what AP_NO_NEW_PRIVS and
+ * AP_DIE_WITH_PARENT do; `parent` is the pid of its parent. 0, -ENOTSUP or -errno. */
+int ap_no_new_privs(void);
+int ap_die_with(int32_t parent);
 
 /* For a child that was started with AP_LAZY. 1: its exec is known to have worked; 0: it is
  * not known yet, or it has failed, which a completion will tell; -ESRCH: the token is

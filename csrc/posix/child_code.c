@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -48,28 +49,30 @@
 #define CHILD_CODE CHILD_ATTRIBUTES CHILD_STACK
 
 #if INLINE_SYSCALLS
-CHILD_CODE static long ap_child_call(long n, long a, long b, long c, long d) {
+CHILD_CODE static long ap_child_call(long n, long a, long b, long c, long d, long e) {
   SYSCALL_DECL(n);
   ARG1;
   ARG2;
   ARG3;
   ARG4;
+  ARG5;
   SYSCALL_ASM;
 }
 #else
 /* Not written for this architecture: the parent's thread waits meanwhile (CLONE_EXTRA
  * in spawn_clone.c). */
-static long ap_child_call(long n, long a, long b, long c, long d) {
-  long result = syscall(n, a, b, c, d);
+static long ap_child_call(long n, long a, long b, long c, long d, long e) {
+  long result = syscall(n, a, b, c, d, e);
   return result < 0 ? -errno : result;
 }
 #endif
 
-#define CALL1(n, a) ap_child_call(n, (long)(a), 0, 0, 0)
-#define CALL2(n, a, b) ap_child_call(n, (long)(a), (long)(b), 0, 0)
-#define CALL3(n, a, b, c) ap_child_call(n, (long)(a), (long)(b), (long)(c), 0)
+#define CALL1(n, a) ap_child_call(n, (long)(a), 0, 0, 0, 0)
+#define CALL2(n, a, b) ap_child_call(n, (long)(a), (long)(b), 0, 0, 0)
+#define CALL3(n, a, b, c) ap_child_call(n, (long)(a), (long)(b), (long)(c), 0, 0)
+/* The fifth is 0, which some want (prctl). */
 #define CALL4(n, a, b, c, d) \
-  ap_child_call(n, (long)(a), (long)(b), (long)(c), (long)(d))
+  ap_child_call(n, (long)(a), (long)(b), (long)(c), (long)(d), 0)
 
 enum { LAST_SIGNAL = 64 };
 
@@ -200,8 +203,92 @@ CHILD_CODE static void ap_child_close_fds(const ap_plan *plan) {
   }
 }
 
+CHILD_CODE static long ap_child_write(const char *file, const char *text) {
+  long size = 0;
+  while (text[size]) size++;
+  long fd = CALL4(SYS_openat, AT_FDCWD, file, O_WRONLY | O_CLOEXEC, 0);
+  if (fd < 0) return fd;
+  long result = CALL3(SYS_write, fd, text, size);
+  CALL1(SYS_close, fd);
+  return result < 0 ? result : 0;
+}
+
+/* The kernel leaves out what is not there, or not for us, and says nothing as long as
+ * something is left (sched_setaffinity(2)). */
+CHILD_CODE static long ap_child_set_cpus(plan_limits *limits) {
+  long result = CALL3(SYS_sched_setaffinity, 0, sizeof limits->cpus, limits->cpus);
+  if (result < 0) return result;
+  long known = CALL3(SYS_sched_getaffinity, 0, sizeof limits->have, limits->have);
+  if (known < 0) return known;
+  for (int i = 0; i < CPU_WORDS; i++) {
+    unsigned long have = (unsigned long)i * sizeof have < (unsigned long)known
+                             ? limits->have[i] : 0;
+    if (have != limits->cpus[i]) return -EINVAL;
+  }
+  return 0;
+}
+
+/* What the kernel keeps where, and so who else would feel it:
+ *
+ *   oom_score_adj  in the signal_struct, of this process alone; but the write goes to all
+ *                  processes on the same memory that have not been made by vfork
+ *                  (__set_oom_adj in the kernel's fs/proc/base.c): hence clone_shares()
+ *   autogroup      one of each session, with its own nice value: to be set in a new one only
+ *   nice, CPUs     in the task: this thread's own
+ *   rlimits        in the signal_struct, which is a copy without CLONE_THREAD
+ *   no_new_privs, PDEATHSIG   in the task
+ *
+ * With root's rights, if we have them, and so before the ids; after all descriptors have
+ * been opened and closed. */
+CHILD_CODE static long ap_child_limit(plan_limits *limits, int *step) {
+  const ap_limits *wanted = &limits->wanted;
+  long result;
+  if (wanted->set & AP_SET_OOM) {
+    *step = AP_STEP_OOM;
+    result = ap_child_write(limits->oom_file, limits->oom_text);
+    if (result < 0) return result;
+  }
+  if (wanted->set & AP_SET_NICE) {
+    *step = limits->nice_step;
+    result = CALL3(SYS_setpriority, 0 /* PRIO_PROCESS */, 0, wanted->nice);
+    if (result < 0) return result;
+    /* It counts within the session; between sessions that of their autogroups does
+     * (sched(7)). Not everywhere to be had, and not always: the kernel takes one in 100 ms
+     * from those who are not root (EAGAIN, kernel/sched/autogroup.c). */
+    if (limits->autogroup_file) ap_child_write(limits->autogroup_file, limits->nice_text);
+  }
+  if (wanted->set & AP_SET_CPUS) {
+    *step = limits->cpus_step;
+    result = ap_child_set_cpus(limits);
+    if (result < 0) return result;
+  }
+  for (int i = 0; i < wanted->rlimit_count; i++) {
+    struct {
+      uint64_t soft, hard;
+    } limit;
+    limit.soft = wanted->soft[i];
+    limit.hard = wanted->hard[i];
+    *step = AP_STEP_RLIMIT + wanted->resources[i];
+    result = CALL4(SYS_prlimit64, 0, wanted->resources[i], &limit, 0);
+    if (result < 0) return result;
+  }
+  return 0;
+}
+
+/* After the change of ids, which would take it back. */
+CHILD_CODE static long ap_child_die_with(pid_t parent, int flags) {
+  long result = CALL4(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
+  if (result < 0) return flags & AP_DIE_IF_MAIN ? 0 : result;
+  /* Too late, if the parent has ended before: whoever has us now is no parent, be it process
+   * 1 or a subreaper. 0: it is in another namespace (unshare(CLONE_NEWPID)). */
+  long now = CALL1(SYS_getppid, 0);
+  if (now != parent && now != 0) CALL1(SYS_exit_group, 127);
+  return 0;
+}
+
 /* What comes between clone and exec, in CPython's order (child_exec in
- * Modules/_posixsubprocess.c). 0 or -errno; *step tells what was tried. */
+ * Modules/_posixsubprocess.c), but for descriptors, which are closed sooner. 0 or -errno;
+ * *step tells what was tried. */
 CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
   long result;
   *step = AP_STEP_SETUP;
@@ -226,6 +313,12 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
     result = CALL2(SYS_setpgid, 0, plan->process_group);
     if (result < 0) return result;
   }
+  if (plan->flags & AP_CLOSE_FDS) ap_child_close_fds(plan);
+  if (plan->limits) {
+    result = ap_child_limit(plan->limits, step);
+    if (result < 0) return result;
+    *step = AP_STEP_SETUP;
+  }
   /* The raw calls, of this thread only: libc's would try to tell all threads. */
   if (plan->flags & AP_SETGROUPS) {
     result = CALL2(SET_GROUPS, plan->group_count, plan->groups);
@@ -239,7 +332,16 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
     result = CALL2(SET_UID, plan->uid, plan->uid);
     if (result < 0) return result;
   }
-  if (plan->flags & AP_CLOSE_FDS) ap_child_close_fds(plan);
+  if (plan->limits && plan->limits->wanted.set & AP_NO_NEW_PRIVS) {
+    *step = AP_STEP_NO_NEW_PRIVS;
+    result = CALL4(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0);
+    if (result < 0) return result;
+  }
+  if (plan->parent) {
+    *step = AP_STEP_DIE;
+    result = ap_child_die_with(plan->parent, plan->flags);
+    if (result < 0) return result;
+  }
   return 0;
 }
 

@@ -1,13 +1,13 @@
 /* What the files of csrc/posix share among themselves, from the bottom up. A file calls
  * those above it in this list, none below it:
  *
- *   tokens.c, usage.c, plan.c, stdio.c
+ *   tokens.c, usage.c, limits.c, plan.c, stdio.c
  *   port_epoll.c or port_kqueue.c    the poller: what a port waits for
  *   looks.c                          children to be looked at without an event
  *   output.c                         what a child has written by its end
  *   pidfd.c or pid.c                 one child, as the kernel knows it
  *   children.c                       all children, from their exec to their end
- *   child_code.c, spawn_clone.c      making a child: on Linux
+ *   child_code.c, spawn_thread.c, spawn_clone.c   making a child: on Linux
  *   spawn_posix.c                    making a child: everywhere
  *   port.c                           ports and what they tell
  *   spawn.c                          children of our own, on a port
@@ -105,6 +105,22 @@ int64_t own_peak_rss(void);
 /* Fills in the usage of a completion. */
 void note_usage(ap_completion *out, const struct rusage *usage);
 
+/* limits.c: what a child may use and do, made ready to be set by system calls alone. */
+enum { CPU_WORDS = AP_CPUS_MOST / 8 / sizeof(unsigned long) };
+
+typedef struct {
+  ap_limits wanted; /* `cpus` is not used */
+  int nice_step, cpus_step; /* what a failure is told as */
+  unsigned long cpus[CPU_WORDS];
+  unsigned long have[CPU_WORDS]; /* room for the child */
+  /* No text in child code. */
+  const char *oom_file, *autogroup_file; /* the latter NULL: has none of its own */
+  char oom_text[12], nice_text[12];
+} plan_limits;
+
+/* request->limits may be NULL. */
+void limits_fill(plan_limits *limits, const ap_request *request);
+
 /* plan.c */
 
 /* A child's description with everything in one place, made by plan_new. */
@@ -132,6 +148,9 @@ typedef struct ap_plan {
    * exit (CLONE_CHILD_CLEARTID, clone(2)). For those without a result_fd. */
   volatile int32_t in_use;
   char *own_text; /* ap_text_new's */
+  plan_limits *limits; /* NULL: none */
+  pid_t parent;        /* this process, if the child is to end with it; 0: it is not */
+  bool by_thread;      /* it is to be made by spawn_thread */
   const char *open_files; /* the directory that lists them; no text in child code */
   uint64_t signal_mask; /* the caller's, to be restored before exec */
 } ap_plan;
@@ -273,6 +292,17 @@ void orphan_release(ap_child *child);
 /* After a fork, without the lock: frees all of them. */
 void children_forget(void);
 
+/* spawn_thread.c, on Linux: see ap_spawn_thread. With ap_lock held, so that no fork comes in
+ * between. */
+/* Its number, or -errno. */
+int spawn_thread_start(void);
+/* Has it call that, and waits. To be called after spawn_thread_start. */
+void spawn_thread_run(void (*function)(void *), void *argument);
+/* In a forked process: it is not there. */
+void spawn_thread_forget(void);
+/* Has a child of that thread get what it would have of the calling one. 0 or -errno. */
+int spawn_thread_imitate(plan_limits *limits);
+
 /* spawn_clone.c, on Linux: our own child, whose code is in child_code.c.
  *
  * clone_pipe makes the exec-result pipe, whose reading end the poller then watches, so
@@ -281,6 +311,9 @@ void children_forget(void);
  * or AP_COPY. Both with ap_lock held: no other child may be made in between and carry
  * our writing end along. 0 or -errno; clone_start always closes the writing end. */
 bool clone_shares(const ap_plan *plan, int strategy);
+/* To be called first: which thread is to make it, and whether it is to end with that. 0 or
+ * -errno. */
+int clone_parent(ap_plan *plan);
 int clone_pipe(ap_child *child, ap_plan *plan);
 int clone_start(ap_child *child, ap_plan *plan, int strategy);
 /* As ap_probe. */

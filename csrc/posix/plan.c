@@ -109,14 +109,17 @@ ap_plan *plan_new(size_t stack_size, ap_request *request, const char *strings,
     text_size = strings_size(strings, request->program_count + request->arg_count +
                                           request->env_count + (request->has_cwd ? 1 : 0));
   size_t fds = (size_t)request->pass_count, ids = (size_t)request->group_count;
+  bool limited = request->limits || request->flags & AP_DIE_WITH_PARENT;
   size_t size = stack_size + sizeof(ap_plan) + pointers * sizeof(char *) +
                 (fds + fds + 1) * sizeof(int32_t) + ids * sizeof(uint32_t) +
                 text_size;
+  if (limited) size += sizeof(plan_limits);
   char *memory = block_take(&size);
   if (!memory) return NULL;
 
   ap_plan *plan = (ap_plan *)(void *)(memory + stack_size);
-  char **place = (char **)(void *)(plan + 1);
+  plan_limits *limits = (plan_limits *)(void *)(plan + 1);
+  char **place = limited ? (char **)(void *)(limits + 1) : (char **)(void *)limits;
   int32_t *numbers = (int32_t *)(void *)(place + pointers);
   uint32_t *own_groups = (uint32_t *)(numbers + fds + fds + 1);
   char *text = (char *)(own_groups + ids);
@@ -138,8 +141,10 @@ ap_plan *plan_new(size_t stack_size, ap_request *request, const char *strings,
       .group_count = request->group_count,
       .result_fd = -1,
       .own_text = request->text,
+      .limits = limited ? limits : NULL,
       .open_files = "/proc/self/fd",
   };
+  if (limited) limits_fill(limits, request);
   if (request->text) {
     text = request->text;
     request->text = NULL;

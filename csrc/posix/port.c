@@ -24,11 +24,18 @@ static void forget(ap_port *port, ap_child *child) {
 static void before_fork(void) { pthread_mutex_lock(&ap_lock); }
 static void after_fork(void) { pthread_mutex_unlock(&ap_lock); }
 
+static void after_fork_in_child(void) {
+#if AP_LINUX
+  spawn_thread_forget();
+#endif
+  after_fork();
+}
+
 static pthread_once_t fork_hooks = PTHREAD_ONCE_INIT;
 static int fork_hooks_error;
 
 static void install_fork_hooks(void) {
-  fork_hooks_error = pthread_atfork(before_fork, after_fork, after_fork);
+  fork_hooks_error = pthread_atfork(before_fork, after_fork, after_fork_in_child);
 }
 
 int ap_port_open(ap_port **result) {

@@ -25,6 +25,8 @@ static int64_t start_clone(ap_port *port, ap_request *request,
   child->state = CHILD_STARTING;
   child->plan = plan;
   child->lazy = (request->flags & AP_LAZY) != 0;
+  result = clone_parent(plan);
+  if (result < 0) goto finish;
   if (child->lazy && clone_shares(plan, request->strategy)) {
     plan_keep(plan, -1);
   } else {
@@ -99,6 +101,7 @@ int ap_strategies(void) {
 
 #if !AP_LINUX
 int ap_tracer(void) { return 0; }
+int ap_spawn_thread(void) { return -ENOTSUP; }
 #endif
 
 int ap_probe(int strategy, const char **what) {

@@ -26,27 +26,38 @@ enum { STACK_SIZE = 16 * 1024 };
 
 size_t clone_stack_size(void) { return STACK_SIZE; }
 
-/* Runs `entry` on the stack below `argument`. Returns the pid, and in *pidfd its
- * descriptor, -1 where the kernel knows none; or -errno. */
-static int clone_at(int (*entry)(void *), void *argument, int flags,
-                    uint64_t *mask, int *pidfd, volatile int32_t *in_use) {
+typedef struct {
+  int (*entry)(void *);
+  void *argument; /* it runs on the stack below */
+  int flags;
+  uint64_t *mask; /* gets that of the calling thread */
+  volatile int32_t *in_use;
+  int pidfd; /* the child's descriptor; -1 where the kernel knows none */
+  int result; /* its pid, or -errno */
+} clone_call;
+
+/* Makes the child of a clone_call. */
+static void clone_now(void *argument) {
+  clone_call *call = argument;
   uint64_t all = ~(uint64_t)0;
-  int made = -1;
-  void *stack = (void *)((uintptr_t)argument & ~(uintptr_t)15);
+  int made = -1, flags = call->flags | CLONE_PIDFD | SIGCHLD;
+  void *stack = (void *)((uintptr_t)call->argument & ~(uintptr_t)15);
+  call->pidfd = -1;
   /* By system call: libc's leaves out its own signals 32 and 33, whose handlers
    * must not run in a child either. */
-  if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, mask, KERNEL_SIGSET_SIZE) < 0)
-    return -errno;
-  if (in_use) flags |= CLONE_CHILD_CLEARTID;
-  int pid = clone(entry, stack, flags | CLONE_PIDFD | SIGCHLD, argument, &made, NULL,
-                  (void *)(uintptr_t)in_use);
-  int error = errno;
-  syscall(SYS_rt_sigprocmask, SIG_SETMASK, mask, NULL, KERNEL_SIGSET_SIZE);
+  if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, call->mask, KERNEL_SIGSET_SIZE) < 0) {
+    call->result = -errno;
+    return;
+  }
+  if (call->in_use) flags |= CLONE_CHILD_CLEARTID;
+  int pid = clone(call->entry, stack, flags, call->argument, &made, NULL,
+                  (void *)(uintptr_t)call->in_use);
+  call->result = pid < 0 ? -errno : pid;
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, call->mask, NULL, KERNEL_SIGSET_SIZE);
   /* What a pids cgroup refuses is refused late (cgroup_can_fork): copy_process() in
    * the kernel's kernel/fork.c has written a number by then, and taken it back. It
    * may be another thread's. */
-  *pidfd = pid < 0 ? -1 : made;
-  return pid < 0 ? -error : pid;
+  if (pid >= 0) call->pidfd = made;
 }
 
 int clone_pipe(ap_child *child, ap_plan *plan) {
@@ -75,24 +86,48 @@ enum { CLONE_EXTRA = CLONE_VFORK };
 
 static int memory_flags(bool copy) { return copy ? 0 : CLONE_VM | CLONE_EXTRA; }
 
+/* Whose end the child is to be ended by: this thread's, or spawn_thread's. */
+int clone_parent(ap_plan *plan) {
+  if (!(plan->flags & (AP_DIE_WITH_PARENT | AP_DIE_IF_MAIN))) return 0;
+  bool main_thread = syscall(SYS_gettid) == getpid();
+  if (!main_thread && !(plan->flags & AP_DIE_WITH_PARENT)) return 0;
+  plan->parent = getpid();
+  if (main_thread) return 0;
+  plan->by_thread = true;
+  int result = spawn_thread_start();
+  return result < 0 ? result : spawn_thread_imitate(plan->limits);
+}
+
 bool clone_shares(const ap_plan *plan, int strategy) {
   /* A change of ids must not share memory with the parent: for a moment the new
    * user could reach into it (ptrace). The same child, on a copy. */
   int ids = plan->flags & (AP_SETGROUPS | AP_SETGID | AP_SETUID);
-  return !ids && strategy != AP_COPY;
+  /* And this one would be ours as well (see ap_child_limit). */
+  bool oom = plan->limits && plan->limits->wanted.set & AP_SET_OOM;
+  return !ids && !oom && strategy != AP_COPY;
 }
 
 int clone_start(ap_child *child, ap_plan *plan, int strategy) {
-  volatile int32_t *in_use = NULL;
+  clone_call call = {.entry = ap_child_main,
+                     .argument = plan,
+                     .flags = memory_flags(!clone_shares(plan, strategy)),
+                     .mask = &plan->signal_mask};
   if (plan->result_fd < 0) {
     plan->in_use = 1;
-    in_use = &plan->in_use;
+    call.in_use = &plan->in_use;
   }
-  int pid = clone_at(ap_child_main, plan, memory_flags(!clone_shares(plan, strategy)),
-                     &plan->signal_mask, &child->pidfd, in_use);
+  if (plan->by_thread) {
+    uint64_t its_own;
+    call.mask = &its_own;
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, NULL, &plan->signal_mask, KERNEL_SIGSET_SIZE);
+    spawn_thread_run(clone_now, &call);
+  } else {
+    clone_now(&call);
+  }
   if (plan->result_fd >= 0) close(plan->result_fd);
-  if (pid < 0) return pid;
-  child->pid = pid;
+  child->pidfd = call.pidfd;
+  if (call.result < 0) return call.result;
+  child->pid = call.result;
   return 0;
 }
 
@@ -121,7 +156,11 @@ int clone_probe(int strategy, const char **what) {
   close(self);
 
   *what = copy ? "clone(CLONE_PIDFD)" : "clone(CLONE_VM | CLONE_PIDFD)";
-  int pid = clone_at(ap_child_probe, mark, memory_flags(copy), &mask, &pidfd, NULL);
+  clone_call call = {
+      .entry = ap_child_probe, .argument = mark, .flags = memory_flags(copy), .mask = &mask};
+  clone_now(&call);
+  int pid = call.result;
+  pidfd = call.pidfd;
   if (pid < 0) {
     error = pid;
     goto finish;

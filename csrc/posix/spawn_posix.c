@@ -71,8 +71,9 @@ static bool any_relative(const char *programs, int count) {
 /* What only Popen, or the other strategy, can do. */
 static bool expressible(const ap_request *request, const char *programs,
                         const int32_t *pass_fds) {
-  const int never = AP_UMASK | AP_SETGROUPS | AP_SETGID | AP_SETUID;
-  if (request->flags & never) return false;
+  const int never =
+      AP_UMASK | AP_SETGROUPS | AP_SETGID | AP_SETUID | AP_DIE_WITH_PARENT;
+  if (request->flags & never || request->limits) return false;
   if (request->flags & AP_SETSID && !has_setsid()) return false;
   if (request->has_cwd) {
     if (!found.chdir) return false;

@@ -190,6 +190,16 @@ void ap_pipe_close(ap_pipe *pipe);
  * -ERROR_INVALID_HANDLE after ap_job_close. */
 int64_t ap_job_open(ap_port *port, int flags);
 
+/* Ends AP_KILL_ON_CLOSE: whoever is in it is left alone from now on. */
+int ap_job_spare(int64_t id);
+
+/* What all its processes may have together: bytes of committed memory, and how many there may
+ * be; 0: any. To be called once, with no process in it. */
+int ap_job_limit(int64_t id, uint64_t memory, uint32_t processes);
+
+/* Of the time of all CPUs, in hundredths of a per cent: at most so much. */
+int ap_job_limit_cpu(int64_t id, uint32_t rate);
+
 /* The handle, which stays ours. */
 int64_t ap_job_handle(int64_t id);
 

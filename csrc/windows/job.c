@@ -10,6 +10,7 @@ struct ap_job {
   int64_t id;
   HANDLE handle;
   int flags;
+  JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits;
   int uses;
   bool in_news;
   ap_port *port; /* NULL: it has been closed */
@@ -77,12 +78,9 @@ static int associate(HANDLE handle, HANDLE iocp, int64_t id) {
              : failure();
 }
 
-static int kill_on_close(HANDLE handle) {
-  JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits;
-  memset(&limits, 0, sizeof limits);
-  limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
-  return SetInformationJobObject(handle, JobObjectExtendedLimitInformation, &limits,
-                                 sizeof limits)
+static int set_limits(ap_job *job) {
+  return SetInformationJobObject(job->handle, JobObjectExtendedLimitInformation,
+                                 &job->limits, sizeof job->limits)
              ? 0
              : failure();
 }
@@ -100,7 +98,10 @@ int64_t ap_job_open(ap_port *port, int flags) {
     error = failure();
     goto finish;
   }
-  if (flags & AP_KILL_ON_CLOSE) error = kill_on_close(job->handle);
+  if (flags & AP_KILL_ON_CLOSE) {
+    job->limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+    error = set_limits(job);
+  }
   if (!error) error = associate(job->handle, port->iocp, id);
   if (error) goto finish;
   lock();
@@ -136,6 +137,45 @@ int64_t ap_job_active(int64_t id) {
   ap_job *job = use(id);
   if (!job) return -ERROR_INVALID_HANDLE;
   int64_t result = active(job->handle);
+  release(job);
+  return result;
+}
+
+int ap_job_spare(int64_t id) {
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  job->flags &= ~AP_KILL_ON_CLOSE;
+  job->limits.BasicLimitInformation.LimitFlags &= ~(DWORD)JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+  int result = set_limits(job);
+  release(job);
+  return result;
+}
+
+int ap_job_limit(int64_t id, uint64_t memory, uint32_t processes) {
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  DWORD *flags = &job->limits.BasicLimitInformation.LimitFlags;
+  if (memory) *flags |= JOB_OBJECT_LIMIT_JOB_MEMORY;
+  if (processes) *flags |= JOB_OBJECT_LIMIT_ACTIVE_PROCESS;
+  job->limits.JobMemoryLimit = memory < SIZE_MAX ? (SIZE_T)memory : SIZE_MAX;
+  job->limits.BasicLimitInformation.ActiveProcessLimit = processes;
+  int result = set_limits(job);
+  release(job);
+  return result;
+}
+
+int ap_job_limit_cpu(int64_t id, uint32_t rate) {
+  ap_job *job = use(id);
+  if (!job) return -ERROR_INVALID_HANDLE;
+  JOBOBJECT_CPU_RATE_CONTROL_INFORMATION control;
+  memset(&control, 0, sizeof control);
+  control.ControlFlags =
+      JOB_OBJECT_CPU_RATE_CONTROL_ENABLE | JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP;
+  control.CpuRate = rate;
+  int result = SetInformationJobObject(job->handle, JobObjectCpuRateControlInformation,
+                                       &control, sizeof control)
+                   ? 0
+                   : failure();
   release(job);
   return result;
 }

@@ -18,7 +18,7 @@ CURVE_PEERS = ["c1", "native", "asyncio"]
 #: Who is in a quick run: those whom the targets are about.
 QUICK_PEERS = [
     *("c1", "c2"),
-    *("native+uvloop", "communicate", "native"),
+    *("native+uvloop", "communicate", "limited", "native"),
     *("asyncio", "uvloop", "pure"),
     "shell",
 ]

@@ -12,6 +12,7 @@ COLOURS = {
     "native": "#d62728",
     "native+uvloop": "#ff7f0e",
     "communicate": "#f7b6d2",
+    "limited": "#ff9896",
     "pure": "#8c564b",
     "pure+uvloop": "#c49c94",
     "asyncio": "#1f77b4",

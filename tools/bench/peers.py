@@ -11,7 +11,7 @@ import shlex
 import subprocess
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from . import programs
 
@@ -296,6 +296,21 @@ class AioprocPeer(AsyncioPeer):
         return end
 
 
+class LimitedPeer(AsyncioPeer):
+    """Its children are limited, as aioproc alone can do it without a preexec_fn."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {
+        "rlimits": {"nofile": 256, "core": 0, "cpu": 60},
+        "nice": 5,
+        "umask": 0o22,
+        "no_new_privs": True,
+    }
+
+    async def call(self, argv: list[str], stdout: int | None = None) -> None:
+        process = await self._create(*argv, stdout=stdout, **self.OPTIONS)
+        _check(await process.wait())
+
+
 # -- subprocess.run in a thread pool
 
 
@@ -568,6 +583,14 @@ ENTRIES = [
         ("aioproc", "asyncio"),
         backend="native",
         only=("silent", "capture"),
+    ),
+    Entry(
+        "limited",
+        "aioproc native, with three rlimits, nice, umask and no_new_privs",
+        LimitedPeer,
+        ("aioproc", "asyncio"),
+        backend="native",
+        only=("call",),
     ),
     _NATIVE,
     *_on_asyncio("asyncio", "asyncio", "asyncio"),

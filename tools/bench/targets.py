@@ -122,6 +122,9 @@ _TO_LIMIT = [
     for work in ("spawn", "echo", "cat", "run-true", "run-echo", "run-cat")
 ]
 
+#: What a child may use and do is set on the quick path.
+_LIMITED = [Target(work, "time", 1.1, "native", "limited") for work in ("spawn-1", "spawn-32")]
+
 #: Nowhere slower by more than 10 %.
 _EVERYWHERE = (
     "spawn-1",
@@ -160,6 +163,7 @@ TARGETS = [
     *_TREES,
     *_MANY,
     *_TO_LIMIT,
+    *_LIMITED,
     *_NOT_SLOWER,
 ]
 

@@ -34,6 +34,8 @@ from ..child import BaseChild
 from ..stdio import PIPE
 from ..watcher import REJOIN, Watcher, Watchers, by_loop
 from .environment import inherited
+from .limited import Prctl, refuse
+from .native_limits import c_limits, check_thread
 from .pipes import Stdio, is_uvloops, make_blocking
 from .popen import leads_group, popen, see_off
 
@@ -55,6 +57,8 @@ _VALGRIND = "vgpreload" in os.environ.get("LD_PRELOAD", "")
 
 _BATCH = 64
 _SIZE = ffi.sizeof("ap_completion")
+
+_PRCTL = Prctl(lib.ap_no_new_privs, lib.ap_die_with)
 
 #: Bytes of program, arguments and environment that are worth more calls for fewer copies.
 LONG = 128 * 1024
@@ -546,6 +550,13 @@ class PosixBackend(WithoutJobs):
             stdio.expect(request)
             if collect:
                 request.flags |= lib.AP_COLLECT
+        limits = None
+        if spec.limits is not None:
+            # Held until the call is over.
+            limits = c_limits(spec.limits)
+            request.limits = limits[0]
+        if spec.die_with_parent and request.strategy != lib.AP_PORTABLE:
+            check_thread()
         data = None if input is None else ffi.from_buffer(input)
         if data is not None:
             request.input, request.input_size = data, len(data)
@@ -596,8 +607,9 @@ class PosixBackend(WithoutJobs):
     def _spawn_by_popen(
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
     ) -> NativeChild:
+        refuse(spec, _PRCTL)
         stdio.open(spec, loop)
-        pid = popen(spec, stdio.theirs)
+        pid = popen(spec, stdio.theirs, _PRCTL)
         token = 0
         try:
             token = lib.ap_port_adopt(port.handle, pid)
@@ -625,6 +637,10 @@ class PosixBackend(WithoutJobs):
         environment = spec.environment or inherited()
         if spec.start_new_session:
             flags |= lib.AP_SETSID
+        if spec.die_with_parent:
+            flags |= lib.AP_DIE_WITH_PARENT
+        elif spec.die_if_honest:
+            flags |= lib.AP_DIE_IF_MAIN
         count = environment.count
         parts = [*programs, *argv, environment.text]
         if spec.mark:

@@ -14,7 +14,9 @@ import traceback
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
+from ..base import STEP_EXEC, spawn_error
 from ..stdio import close_all
+from .limited import LimitFailed, Prctl, limited
 
 try:
     import fcntl
@@ -134,13 +136,26 @@ class _Reported:
             error.__cause__ = cause
 
 
-def popen(spec: SpawnSpec, fds: list[int]) -> int:
+def _by_name(spec: SpawnSpec, error: BaseException) -> OSError | None:
+    """The exception that names the limit, or those that may be the reason."""
+    if isinstance(error.__cause__, LimitFailed):
+        step, number = error.__cause__.args
+        return spawn_error(spec, number, step)
+    if isinstance(error, OSError) and error.errno and error.filename == spec.executable:
+        return spawn_error(spec, error.errno, STEP_EXEC)
+    return None
+
+
+def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
     """Starts the child on the calling thread, waits for the exec, returns its pid.
 
-    The pid is the caller's to wait for.
+    The pid is the caller's to wait for. What cannot be done has been refused (limited.py).
     """
     options: dict[str, Any] = {}
-    preexec_fn = spec.preexec_fn
+    preexec_fn: Any = limited(spec, prctl)
+    limited_too = preexec_fn is not spec.preexec_fn
+    if spec.limits is None:
+        options.update(user=spec.user, group=spec.group, extra_groups=spec.extra_groups)
     if spec.process_group is not None:
         if sys.version_info >= (3, 11):
             options["process_group"] = spec.process_group
@@ -168,9 +183,6 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
             restore_signals=spec.restore_signals,
             start_new_session=spec.start_new_session,
             pass_fds=spec.pass_fds,
-            user=spec.user,
-            group=spec.group,
-            extra_groups=spec.extra_groups,
             umask=-1 if spec.umask is None else spec.umask,
             **options,
         )
@@ -182,6 +194,9 @@ def popen(spec: SpawnSpec, fds: list[int]) -> int:
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
             see_off(process.pid, spec)
+        other = _by_name(spec, error) if limited_too else None
+        if other is not None:
+            raise other from None
         raise
     # With a returncode Popen's destructor neither warns nor waits: from here on the
     # exit is watched and the child reaped by us.

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from ..base import WithoutJobs
+from .limited import refuse
 from .pipes import Stdio
 from .popen import end_group, leads_group, popen, see_off
 from .pure_child import PureChild, orphans
@@ -45,6 +46,7 @@ class PureBackend(WithoutJobs):
     ) -> PureChild:
         if sys.platform in WITHOUT_PROCESSES:
             raise OSError(errno.ENOTSUP, f"{sys.platform} does not support processes.")
+        refuse(spec, None)
         orphans.reap()
         spec.check_open()
         began = perf_counter()
@@ -53,7 +55,7 @@ class PureBackend(WithoutJobs):
         pid, child = 0, None
         try:
             stdio.open(spec, loop)
-            pid = popen(spec, stdio.theirs)
+            pid = popen(spec, stdio.theirs, None)
             child = PureChild(pid, stdio)
             watcher.add(child)
             stdio.finish()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from .lib import check, ffi, lib
+from .lib import check, ffi, lib, windows_error
 from .port import Port
 
 ERROR_INVALID_HANDLE = 6
+#: What sets SpawnSpec.limits.job.
+_LIMITS = (
+    (("job_memory", "job_processes"), lib.ap_job_limit),
+    (("job_cpu_rate",), lib.ap_job_limit_cpu),
+)
 #: Most processes that are named.
 NAMED = 256
 
@@ -38,6 +43,21 @@ class NativeJob:
     @property
     def handle(self) -> int:
         return _check(lib.ap_job_handle(self._id))
+
+    def limit(self, limits: Mapping[str, int]) -> None:
+        """OSError that names the one that cannot be had."""
+        for keys, function in _LIMITS:
+            values = [limits.get(key, 0) for key in keys]
+            if not any(values):
+                continue
+            result = function(self._id, *values)
+            if result < 0:
+                names = [f"rlimits[{key!r}]" for key in keys if key in limits]
+                raise windows_error(-result, f" ({', '.join(names)})")
+
+    def spare(self) -> None:
+        """Its processes do not end with it any more. Harmless when it is closed."""
+        lib.ap_job_spare(self._id)
 
     def active(self) -> int:
         return _check(lib.ap_job_active(self._id))

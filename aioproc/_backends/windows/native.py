@@ -120,28 +120,37 @@ class WindowsBackend:
         attributes = spec.startupinfo.lpAttributeList or {}
         handles = list(attributes.get("handle_list") or ())
         jobs = list(attributes.get("job_list") or ())
-        given = bool(jobs)
-        tree = None
-        if spec.tree:
+        limits = spec.limits.job if spec.limits is not None else {}
+        dies = spec.die_with_parent or spec.die_if_honest
+        # Without one of these there is to be no child.
+        needed = bool(jobs or limits or spec.die_with_parent)
+        own = None
+        if spec.tree or limits or dies:
             # The last, in which nobody is yet: it can be nested in each of the others.
-            tree = NativeJob(port, port.open_job(0), closes_itself=True)
-            jobs.append(tree.handle)
+            flags = lib.AP_KILL_ON_CLOSE if dies else 0
+            own = NativeJob(port, port.open_job(flags), closes_itself=True)
         request, strings = self._request(spec, stdio)
-        request.handle_count = len(handles)
-        request.job_count = len(jobs)
-        if tree is not None:
-            request.flags |= lib.AP_LAST_JOB_IF_POSSIBLE
         try:
+            if own is not None:
+                own.limit(limits)
+                jobs.append(own.handle)
+                if not limits and not spec.die_with_parent:
+                    request.flags |= lib.AP_LAST_JOB_IF_POSSIBLE
+            request.handle_count = len(handles)
+            request.job_count = len(jobs)
             token = port.spawn(request, strings, handles, jobs)
             child = NativeChild(port, token, loop, stdio)
-            child.in_jobs = given
-            child.job = tree
+            child.in_jobs = needed
+            child.job = own if spec.tree else None
+            child.own_job = own
             port.children[token] = child
             return child
         except BaseException:
             # Ctrl-C may come before the token is known here.
             if request.token > 0:
                 lib.ap_abandon(request.token)
+            if own is not None:
+                own.close()
             raise
 
     def _request(self, spec: SpawnSpec, stdio: Stdio) -> tuple[Any, bytes]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..base import Job, ResourceUsage
 from ..child import BaseChild
+from .jobs import NativeJob
 from .lib import check, ffi, lib, windows_error
 from .pipes import Stdio
 from .port import Port
@@ -40,7 +41,7 @@ def _usage(completion: Any) -> ResourceUsage | None:
 class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
-    __slots__ = ("_killed", "_look_due", "_port", "_token", "in_jobs", "job")
+    __slots__ = ("_killed", "_look_due", "_port", "_token", "in_jobs", "job", "own_job")
 
     def __init__(self, port: Port, token: int, loop: asyncio.AbstractEventLoop, stdio: Stdio):
         super().__init__(0, stdio)  # without a pid until `started`
@@ -55,6 +56,8 @@ class NativeChild(BaseChild):
         #: Whether it is to be in job objects that the caller has given.
         self.in_jobs = False
         self.job: Job | None = None
+        #: What limits it, or ends it with us; the same as `job`, if it has a tree.
+        self.own_job: NativeJob | None = None
 
     def __del__(self) -> None:
         # Only an orphan can be forgotten by everybody before it has ended. The garbage
@@ -103,9 +106,11 @@ class NativeChild(BaseChild):
 
     def abandon(self) -> None:
         self._leave()
-        job, self.job = self.job, None
-        if job is not None:
-            job.close()
+        self._spare()
+        jobs, self.job, self.own_job = (self.job, self.own_job), None, None
+        for job in jobs:
+            if job is not None:
+                job.close()
         token, self._token = self._token, 0
         if token:
             lib.ap_abandon(token)
@@ -118,8 +123,9 @@ class NativeChild(BaseChild):
         if completion.kind == lib.AP_STARTED:
             self.pid = completion.pid
             if completion.result:
-                self.job = None  # it could not be nested
+                self.job = self.own_job = None  # it could not be nested
             return
+        self._spare()
         self._port = None
         self._token = 0
         if completion.kind == lib.AP_FAILED:
@@ -127,6 +133,11 @@ class NativeChild(BaseChild):
         else:
             self._rusage = _usage(completion)
             self.returncode = completion.exit_code
+
+    def _spare(self) -> None:
+        """It has ended, or is to be ended alone: what it has started may go on."""
+        if self.own_job is not None:
+            self.own_job.spare()
 
     def tell(self) -> None:
         # A loop that goes on after shutdown_asyncgens() asks before there is an answer.

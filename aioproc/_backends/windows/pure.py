@@ -48,6 +48,9 @@ class PureBackend(WithoutJobs):
         if (spec.startupinfo.lpAttributeList or {}).get("job_list"):
             # Popen would pass over it in silence.
             raise ValueError("startupinfo.lpAttributeList['job_list'] needs the native backend")
+        if spec.die_with_parent or (spec.limits is not None and spec.limits.job):
+            what = "die_with_parent" if spec.die_with_parent else "rlimits"
+            raise ValueError(f"{what} needs the native backend")
         orphans.reap()
         spec.check_open()
         began = perf_counter()
