@@ -16,7 +16,7 @@ known (tools/reliability/jobs.py), and disturbances, some of which are drawn for
     collect   the garbage collector runs all the time
 
 Afterwards nothing of it may be left: descriptors, children, processes of trees, threads,
-memory of the C layer; resident memory and the number of objects stay flat from the first
+memory of the C layer; memory and the number of objects stay flat from the first
 phases to the last. A run is repeated by its seed, as far as threads can be.
 
 AIOPROC_BACKEND and AIOPROC_STRATEGY say what is tested. Linux. Exits with 0 only if all is
@@ -67,8 +67,8 @@ SHORT_LOOP = 8
 
 DISTURBANCES = ("fork", "thief", "ignored", "storm", "limit", "loops", "switch", "collect")
 
-#: From the first third of the phases to the last: KiB of resident memory, objects.
-MOST_KIB, MOST_OBJECTS = 4096, 500
+#: From the first third of the phases to the last: KiB that are allocated and resident, objects.
+MOST_ALLOCATED, MOST_KIB, MOST_OBJECTS = 512, 16384, 500
 
 #: With few descriptors these are what they must be.
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
@@ -349,12 +349,44 @@ def left_after(before: ledger.Ledger, seconds: float = 10) -> list[str]:
 
 def resident() -> int:
     """KiB. What the C library keeps of freed memory, in an arena for each of the first threads,
-    is given back beforehand."""
+    is given back beforehand, as far as it can be."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() // 1024
+
+
+class Mallinfo(ctypes.Structure):
+    """mallinfo2(3), glibc 2.33."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def allocated() -> int | None:
+    """KiB that the C library has given out: without what it keeps, in pieces, which grows as
+    arenas do. None where it cannot be asked."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return None
+    ask.restype = Mallinfo
+    info: Any = ask()
+    kib: int = (info.uordblks + info.hblkhd) // 1024
+    return kib
 
 
 def growth(values: list[int]) -> int:
@@ -416,7 +448,7 @@ def soak(options: argparse.Namespace) -> int:
     time.sleep(0.2)
     gc.collect()
     before = ledger.take()
-    sizes: list[tuple[int, int, int]] = []
+    sizes: list[tuple[int, int, int, int]] = []
     number = done = 0
     start = time.monotonic()
     while (options.count is None or done < options.count) and (
@@ -430,20 +462,23 @@ def soak(options: argparse.Namespace) -> int:
             tally.blame(f"{options.seed}/{number} {sorted(given)}: {text}")
         if tally.wrong:
             before = ledger.take()
-        sizes.append((resident(), len(gc.get_objects()), len(before.fds)))
+        sizes.append((resident(), len(gc.get_objects()), len(before.fds), allocated() or 0))
         number += 1
         done += count
         rate = done / (time.monotonic() - start)
         words = ", ".join(sorted(given)) or "nothing"
         print(
-            f"{done:8} jobs, {rate:.0f}/s, {sizes[-1][0]} KiB, {sizes[-1][1]} objects, "
+            f"{done:8} jobs, {rate:.0f}/s, {sizes[-1][0]} KiB, {sizes[-1][3]} of them allocated, "
+            f"{sizes[-1][1]} objects, "
             f"{len(tally.wrong)} wrong, {tally.refused} refused; between them: {words}",
             flush=True,
         )
         if tally.wrong and options.first:
             break
     faulthandler.cancel_dump_traceback_later()
-    kib, objects = growth([size[0] for size in sizes]), growth([size[1] for size in sizes])
+    kib, objects, _, more = (growth(list(column)) for column in zip(*sizes, strict=True))
+    if more > MOST_ALLOCATED and not options.any_memory:
+        tally.blame(f"{more} KiB allocated more than at first")
     if kib > MOST_KIB and not options.any_memory:
         tally.blame(f"{kib} KiB more than at first")
     if objects > MOST_OBJECTS:
@@ -456,6 +491,7 @@ def soak(options: argparse.Namespace) -> int:
         "refused": tally.refused,
         "wrong": len(tally.wrong),
         "KiB": [sizes[0][0], sizes[-1][0], kib],
+        "KiB allocated": [sizes[0][3], sizes[-1][3], more],
         "objects": [sizes[0][1], sizes[-1][1], objects],
         "descriptors": [sizes[0][2], len(ledger.descriptors())],
         "done": dict(sorted(tally.done.items())),

@@ -740,6 +740,10 @@ async def perform(settings: Settings) -> CompletedProcess[Any]:
         limiter.release()
 
 
+def _sooner(time: float, end: float | None) -> float:
+    return time if end is None else min(time, end)
+
+
 async def attempt(
     settings: Settings,
     make: Callable[..., Run] | None = None,
@@ -750,8 +754,8 @@ async def attempt(
     """Runs a command; again if what speaks against it may be over in a moment.
 
     make: makes the Run. limiter: one of its slots has been taken for it; if there is no room
-    for another child, it waits for the end of one of the others. began: see Run; default:
-    each attempt has a beginning of its own.
+    for another child, it waits for the end of one of the others, or a while. began: see Run;
+    default: each attempt has a beginning of its own.
     """
     loop = asyncio.get_running_loop()
     pauses = iter(TEXT_BUSY_PAUSES)
@@ -762,7 +766,7 @@ async def attempt(
         end = began[0] + settings.timeout
     if limiter is not None and limiter.is_short and limiter.has_others:
         # Those who have waited come first.
-        has_waited = await limiter.room(end)
+        has_waited = await limiter.room(_sooner(loop.time() + patience, end))
     while True:
         run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
         if end is not None and loop.time() >= end:
@@ -783,8 +787,7 @@ async def attempt(
             await asyncio.sleep(pause)
         else:
             assert limiter is not None
-            until = loop.time() + patience
-            await limiter.room(until if end is None else min(until, end), again=has_waited)
+            await limiter.room(_sooner(loop.time() + patience, end), again=has_waited)
             has_waited = True
             patience = min(2 * patience, LONGEST_SHORT_PAUSE)
 
