@@ -402,7 +402,7 @@ def verdict(case: Case, answer: dict[str, Any]) -> list[str]:
 
 
 #: What a machine that is too busy for an operation's times looks like, too: it is tried again.
-TIMELY = ("returned", "hangs")
+TIMELY, TRIES = ("returned", "hangs"), 3
 
 
 class Row(NamedTuple):
@@ -446,9 +446,12 @@ class Campaign:
 
     def cases(self, subject: str, operation: str, warmth: str) -> list[Case]:
         none = Case(subject, operation, warmth, "parent", "read", 0, "EIO", "refused")
-        answer = self.victim(subject).ask(question(none, self.by_name))
-        wrong = verdict(none, answer)
-        if wrong:
+        for _ in range(TRIES):
+            answer = self.victim(subject).ask(question(none, self.by_name))
+            wrong = verdict(none, answer)
+            if not wrong:
+                break
+        else:
             raise SystemExit(f"{none}: without a fault: {wrong}")
         counts = answer["counts"]
         if not counts["parent"]:
@@ -553,8 +556,10 @@ def main() -> int:
         try:
             for case in options.again or chosen(campaign, options):
                 row = try_case(campaign.victim(case.subject), case, campaign.by_name)
-                if row.wrong and all(text.startswith(TIMELY) for text in row.wrong):
-                    print(f"UNSTEADY? {row.case}: {row.wrong}", flush=True)
+                for _ in range(TRIES - 1):
+                    if not row.wrong or not all(text.startswith(TIMELY) for text in row.wrong):
+                        break
+                    print(f"again: {row.case}: {row.wrong}", flush=True)
                     row = try_case(campaign.victim(case.subject), case, campaign.by_name)
                 rows.append(row)
                 show(row)

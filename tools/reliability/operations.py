@@ -140,7 +140,7 @@ async def _ended(how: Callable[[], Awaitable[Any]]) -> Any:
 async def time_out() -> Any:
     async def how() -> Any:
         # Which nobody waits for: it is up when the line has come.
-        await aioproc.run("/bin/sh", "-c", FAMILY, idle_timeout=0.1, stop=0.02)
+        await aioproc.run("/bin/sh", "-c", FAMILY, idle_timeout=0.2, stop=0.02)
 
     return await _ended(how)
 
