@@ -365,7 +365,6 @@ class Mallinfo(ctypes.Structure):
         *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
         ("keepcost", ctypes.c_size_t),
     ]
-    ]
 
 
 def allocated() -> int | None:
