@@ -178,7 +178,11 @@ def test_a_background_job(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pids"
     terminal.enter(f"{RUN} --kill-after 0.2 {family(file)} &")
     pids = pids_in(file)
+    # The prompt after that line, and the one after Ctrl-C, whose shell eats what is typed
+    # before.
+    terminal.wait_for("$", 2)
     terminal.type("C-c")
+    terminal.wait_for("$", 3)
     terminal.enter("kill -INT $!; wait %1; echo code $?")
     terminal.wait_for("code 130")
     assert not any(map(is_alive, pids))
