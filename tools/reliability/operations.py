@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import aioproc
-from aioproc import DEVNULL, PIPE
+from aioproc import DEVNULL, PIPE, _backends
 
 #: More than a pipe holds.
 LARGE = b"0123456789abcde\n" * 8192
@@ -225,11 +225,28 @@ async def pipeline() -> Any:
     return done.stdout, [stage.returncode for stage in done.stages], done.stages[1].stderr
 
 
+async def limited() -> Any:
+    """With all that the child does to itself before its exec."""
+    native: Any = {}
+    if _backends.current().name == "native":
+        native = {"no_new_privs": True, "die_with_parent": True}
+    done = await aioproc.run(
+        *("/bin/sh", "-c", "ulimit -n; nice"),
+        rlimits={"nofile": 64},
+        nice=1,
+        cpu_affinity=os.sched_getaffinity(0),
+        oom_score_adj=500,
+        **native,
+    )
+    return done.stdout
+
+
 OPERATIONS = {
     "spawn": Operation(spawn, 0),
     "options": Operation(options, ((b"/\n0027\nyes\n", None), 0)),
     "ids": Operation(ids, 0),
     "preexec": Operation(preexec, 0),
+    "limited": Operation(limited, b"64\n1\n"),
     "missing": Operation(missing, "/nowhere/program"),
     "communicate": Operation(communicate, ((LARGE, b""), 0)),
     "streams": Operation(streams, (b"first\n", b"", 0)),
