@@ -217,7 +217,7 @@ class Victim:
     """A process that does what it is told to, made anew when it has been ended by that."""
 
     #: Seconds for an answer; it ends itself sooner.
-    FUSE = 40
+    FUSE = 60
 
     def __init__(self, injector: Path, subject: str, directory: Path) -> None:
         self._command = [str(injector), sys.executable, "-m", "tools.reliability.victim"]

@@ -57,7 +57,7 @@ def tell(address: int | None) -> None:
 
 
 #: Seconds in which an operation must end; for all of a case.
-PATIENCE, FUSE = 4.0, 25.0
+PATIENCE, FUSE = 8.0, 40.0
 
 #: What a loop keeps for its next child comes, and goes when there is none for long.
 PORT = re.compile(r"eventpoll|timerfd")
