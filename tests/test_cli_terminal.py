@@ -30,7 +30,8 @@ RUN = f"{shlex.quote(sys.executable)} -m aioproc run"
 
 
 class Terminal:
-    """A shell in a terminal."""
+    """A shell in a terminal. What is typed before its prompt is there may be lost: so each
+    prompt is waited for, by how many there are on the screen."""
 
     def __init__(self, folder: Path) -> None:
         program = shutil.which("tmux")
@@ -97,6 +98,7 @@ def test_an_interrupt_stops_the_shells_loop(terminal: Terminal, tmp_path: Path) 
     terminal.enter(f"for i in 1 2 3; do {RUN} {family(tmp_path / 'pids')}; echo next; done")
     terminal.wait_for("there")
     terminal.type("C-c")
+    terminal.wait_for("$", 2)
     terminal.enter('echo "code $?"')
     screen = terminal.wait_for("code 130")
     assert "\nnext" not in screen
@@ -132,6 +134,7 @@ def test_a_stop_and_going_on(terminal: Terminal) -> None:
     terminal.enter("after")
     terminal.wait_for("after\nafter")
     terminal.type("C-d")
+    terminal.wait_for("$", 3)
     terminal.enter('echo "code $?"')
     terminal.wait_for("code 0")
 
@@ -145,6 +148,7 @@ def test_an_editor(terminal: Terminal, tmp_path: Path) -> None:
     terminal.type("Escape")
     terminal.wait_for("hello")
     terminal.enter(":wq")
+    terminal.wait_for("$", 2)
     terminal.enter('echo "code $?"')
     terminal.wait_for("code 0")
     assert file.read_text() == "hello\n"
@@ -178,8 +182,6 @@ def test_a_background_job(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pids"
     terminal.enter(f"{RUN} --kill-after 0.2 {family(file)} &")
     pids = pids_in(file)
-    # The prompt after that line, and the one after Ctrl-C, whose shell eats what is typed
-    # before.
     terminal.wait_for("$", 2)
     terminal.type("C-c")
     terminal.wait_for("$", 3)
