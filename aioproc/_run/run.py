@@ -625,7 +625,7 @@ class Run:
     def _forget(self) -> None:
         """Lets go of what holds us, and of errors, whose tracebacks do: no cycle is left to the
         garbage collector. The output, of any size, would stay until it comes."""
-        self._child = self._cancelled = self._error = None
+        self._child = self._cancelled = self._error = self._feed = None
         self._outputs = self._listeners = ()
 
     def _conclude(self, reason: Any) -> CompletedProcess[Any]:
