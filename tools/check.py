@@ -328,7 +328,8 @@ def sanitizers() -> str:
     testing = {
         "AIOPROC_BACKEND": "native",
         "LD_PRELOAD": runtimes("libasan.so", "libubsan.so"),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        # Programs of tests end by SIGSEGV, and are to be seen to.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     # ASan ends a program that runs out of memory, and keeps for a while what is freed.
