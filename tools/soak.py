@@ -68,7 +68,7 @@ SHORT_LOOP = 8
 DISTURBANCES = ("fork", "thief", "ignored", "storm", "limit", "loops", "switch", "collect")
 
 #: From the first third of the phases to the last: KiB that are allocated and resident, objects.
-MOST_ALLOCATED, MOST_KIB, MOST_OBJECTS = 512, 16384, 500
+MOST_ALLOCATED, MOST_KIB, MOST_OBJECTS = 2048, 16384, 500
 
 #: With few descriptors these are what they must be.
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
@@ -102,13 +102,21 @@ class Tally:
 
 class Phase:
     def __init__(
-        self, seed: str, count: int, kind: str, tally: Tally, given: set[str], patience: float
+        self,
+        seed: str,
+        count: int,
+        kind: str,
+        tally: Tally,
+        given: set[str],
+        patience: float,
+        survive: bool,
     ) -> None:
         self._seed = seed
         self._kind = kind
         self._tally = tally
         self._given = given
         self._patience = patience
+        self._survive = survive
         self._left = count
         self._lock = threading.Lock()
         self._are_taken = bool(given & {"thief", "ignored"})
@@ -173,7 +181,7 @@ class Phase:
 
     def thread(self, number: int) -> None:
         rng = random.Random(f"{self._seed}/{number}")
-        jobs = Jobs(rng, self._are_taken, _statuses_survive())
+        jobs = Jobs(rng, self._are_taken, self._survive)
         try:
             if "loops" not in self._given:
                 self._run(self._long(jobs))
@@ -416,14 +424,14 @@ def soak(options: argparse.Namespace) -> int:
         kinds.append("uvloop")
     kinds = options.loop or kinds
     disturbances = Disturbances(tally, options.patience)
-    backend = _backends.current()
+    backend, survive = _backends.current(), _statuses_survive()
     print(f"seed {options.seed}; {backend.name}, {backend.strategy}; loops: {', '.join(kinds)}")
     print(f"phases of {PHASE} jobs, in {THREADS} threads, {AT_ONCE} at once in each", flush=True)
 
     def phase(number: int, count: int, given: set[str]) -> None:
         kind = kinds[number % len(kinds)]
         name = f"{options.seed}/{number} {kind} {sorted(given)}"
-        own = Phase(name, count, kind, tally, given, options.patience)
+        own = Phase(name, count, kind, tally, given, options.patience, survive)
         threads = [threading.Thread(target=own.thread, args=(i,)) for i in range(THREADS)]
         with ExitStack() as stack:
             for name in sorted(given):
