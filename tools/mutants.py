@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         "double-close",  # of the number that a late failure of clone() has left
         "csrc/posix/spawn_clone.c",
-        "*pidfd = pid < 0 ? -1 : made;",
-        "*pidfd = made;",
+        "if (pid >= 0) call->pidfd = made;",
+        "call->pidfd = made;",
         faults("--only", "clone", "--operation", "spawn", "--call", "clone"),
     ),
     Mutant(
