@@ -154,6 +154,8 @@ def _described(spec: SpawnSpec) -> tuple[str, StrOrBytesPath]:
 
 
 def _streams_described(spec: SpawnSpec) -> str:
+    if spec.terminal is not None:
+        return f" pty={spec.terminal}"
     stdin, stdout, stderr = (
         None if source is None else "<pipe>" if source == PIPE else str(source)
         for source in spec.stdio
@@ -229,6 +231,16 @@ async def create_subprocess_exec(
         terminal and its Ctrl-C. On Windows it is put into a job object, and its session is a
         process group (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there.
         Not in asyncio. (docs/semantics.md, "Trees")
+    pty: True or (rows, columns), or an os.terminal_size. A terminal of its own is the child's
+        stdin, stdout and stderr, which may not be given then, and controls a new session.
+        process.stdin is what is typed there, process.stdout what is to be seen, and
+        process.stderr None. stdin.write_eof() types Ctrl-D, and more may follow;
+        stdin.close() does so for the last time. resize() changes the size, which is 24 rows of
+        80 columns by default. The terminal is hung up when the process has ended and its
+        output has, or when nobody holds the process; `async with` and stop() begin with SIGHUP.
+        Not on Windows (NotImplementedError); OSError where there is none to
+        be had. Not in asyncio. (docs/semantics.md, "Terminals")
+    echo: bool. Whether the terminal shows what is typed, as terminals do. Not in asyncio.
     rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs, die_with_parent: what the child may
         use and do, from its program's first instruction; ValueError where the platform or the
         backend has no such thing, OSError that names the option where it is refused. Not in
@@ -285,6 +297,14 @@ async def create_subprocess_shell(
     return await _open_process(spec, limit)
 
 
+def _unless_terminal(kwds: dict[str, Any], *streams: Stream) -> tuple[Stream, Stream, Stream]:
+    """The default of these functions are pipes; of a child with a terminal, that."""
+    stdin, stdout, stderr = streams
+    if kwds.get("pty") and stdin == stdout == stderr == PIPE:
+        return None, None, None
+    return stdin, stdout, stderr
+
+
 async def subprocess_exec(
     protocol_factory: Callable[[], P],
     program: StrOrBytesPath,
@@ -298,8 +318,10 @@ async def subprocess_exec(
 
     The protocol gets connection_made, pipe_data_received, pipe_connection_lost,
     process_exited, and connection_lost after the exit and the end of all pipes. All
-    streams are pipes by default. Keywords and errors as create_subprocess_exec.
+    streams are pipes by default; with `pty`, the terminal, whose output is that of descriptor
+    1. Keywords and errors as create_subprocess_exec.
     """
+    stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _exec_spec(
         "subprocess_exec", program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
     )
@@ -321,6 +343,7 @@ async def subprocess_shell(
     **kwds: Any,
 ) -> tuple[SubprocessTransport, P]:
     """subprocess_exec for a shell command, as loop.subprocess_shell."""
+    stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
     return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol

@@ -99,7 +99,10 @@ class ProcessOpener(Generic[P]):
         self._streams = streams
         self._options = options
         self._name = name
-        self._steps = judged_steps(stop)
+        terminal = bool(options.get("pty"))
+        if terminal and streams == (PIPE, PIPE, None):
+            streams = self._streams = (None, None, None)  # they are the default's
+        self._steps = judged_steps(stop, terminal)
         self._text = text
         self._has_paths = check_streams(streams, "write to process.stdin")
         # All is judged before any file is opened.
@@ -262,7 +265,10 @@ def open_process(
         env: All of its environment. Default: ours.
         env_update: Changes to that: ``{"A": "1", "B": None}`` sets A and removes B.
         name: Stands for the command in errors, warnings and logs.
-        **options: Those of :func:`create_subprocess_exec`; die_with_parent has run()'s default.
+        **options: Those of :func:`create_subprocess_exec`; die_with_parent has run()'s
+            default. With pty=True or (rows, columns) the
+            process has a terminal in place of pipes: stdin is what is typed there, stdout what
+            it shows, stderr None, and `stop`'s seconds are half between SIGHUP and SIGTERM.
 
     Returns:
         An asynchronous context manager of the :class:`Process`, with text a

@@ -494,6 +494,8 @@ async def test_nobody_else_has_the_pipes(aioproc: Any) -> None:
         ((CAT, Command(*CAT, stdin=DEVNULL)), {}, ValueError, "stage 1 reads"),
         ((Command(*CAT, stdout=DEVNULL), CAT), {}, ValueError, "stage 0 writes"),
         ((Command(*CAT, limiter=Limiter(1)), CAT), {}, ValueError, "for the whole"),
+        ((Command(*CAT, pty=True), CAT), {}, ValueError, "stage 0 reads and writes pipes"),
+        ((CAT, CAT), {"pty": True}, ValueError, "stage 0 reads and writes pipes"),
         ((CAT, CAT), {"timeout": "1"}, TypeError, "timeout"),
         ((CAT, CAT), {"shel": 1}, TypeError, "shel"),
         ((CAT, CAT), {"stdin": DEVNULL, "input": b"a"}, ValueError, "may not both be given"),

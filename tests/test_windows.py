@@ -472,3 +472,9 @@ async def test_without_a_standard_stream(aioproc: Any, number: int, handle: int)
     expected = [None if number == 1 else b"o", None if number == 2 else b"e"]
     assert list(await process.communicate(None if number == 0 else b"x")) == expected
     assert process.returncode == (0 if number == 0 else 1)
+
+
+async def test_no_terminals(aioproc: Any) -> None:
+    for function in (aioproc.create_subprocess_exec, aioproc.run):
+        with pytest.raises(NotImplementedError, match="Windows"):
+            await function(*TRUE, pty=True)

@@ -35,6 +35,7 @@ missing() {
     # Terminals, and what is run in them, for the tests.
     have tmux || echo tmux
     have vi || echo vim-tiny
+    have top || echo procps
 }
 
 install() {

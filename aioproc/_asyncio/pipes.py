@@ -393,6 +393,9 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
 
     def write_eof(self) -> None:
         """Closes the pipe once all that was written has gone out."""
+        self._close_when_written()
+
+    def _close_when_written(self) -> None:
         if not self._closing:
             self._closing = True
             if not self._buffer:
@@ -402,7 +405,7 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
         if self._loop.is_closed():
             self.abort()  # what is left to write would never go out
         else:
-            self.write_eof()
+            self._close_when_written()
 
     def finish(self) -> None:
         """As close(), for a caller who does not mind to be told of the end at once."""

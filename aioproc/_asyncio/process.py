@@ -12,7 +12,7 @@ from .._messages import MOST_OF_OUTPUT, escaped, label, lenient, status, transla
 from .._notes import add_note
 from .._text import Encoder
 from .._trees import ProcessTree
-from .._trees.steps import DEFAULT_STEPS, Step, judged_seconds, judged_steps
+from .._trees.steps import DEFAULT_STEPS, GRACE, Step, judged_seconds, judged_steps
 from .merged import Merged
 from .pipes import WritePipeTransport, logger
 from .protocol import StreamProtocol
@@ -57,8 +57,9 @@ class Process(asyncio.subprocess.Process):
     """A child process, as :func:`create_subprocess_exec` and
     :func:`create_subprocess_shell` return it.
 
-    stdin: StreamWriter; None unless stdin=PIPE was given.
-    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given.
+    stdin: StreamWriter; None unless stdin=PIPE was given, or `pty`.
+    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given. With `pty`
+        stdout is what the terminal shows, and stderr None.
     pid: int; of a shell command that of the shell. It stays when the child has ended.
     returncode, args, rusage: see there.
 
@@ -107,6 +108,8 @@ class Process(asyncio.subprocess.Process):
         self._input: bytes | bytearray | memoryview | None = None
         self._communicating = False
         self._fed = False
+        if transport.terminal is not None:
+            self._steps = judged_steps(GRACE, terminal=True)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.pid}>"
@@ -209,6 +212,24 @@ class Process(asyncio.subprocess.Process):
         """Sends SIGKILL; see send_signal. (Windows: TerminateProcess.)"""
         self._transport.kill()
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the child's terminal (pty=True).
+
+        Its programs are told by SIGWINCH. To be called in the loop's thread. Not in asyncio.
+
+        Args:
+            rows: 1 to 65535.
+            columns: The same.
+
+        Raises:
+            RuntimeError: The process was created without a terminal.
+            ProcessLookupError: The terminal has gone, with the process.
+            ValueError, TypeError: That is no size.
+
+        Source: TIOCSWINSZ in ioctl_tty(2).
+        """
+        self._transport.resize(rows, columns)
+
     async def communicate(
         self, input: bytes | bytearray | memoryview | None = None
     ) -> tuple[bytes, bytes]:
@@ -275,6 +296,13 @@ class Process(asyncio.subprocess.Process):
                 if view.nbytes:
                     raise ValueError("communicate() got input, but stdin is not a pipe")
                 input = None
+            elif view.nbytes and self._transport.terminal is not None:
+                # getpass and its kin drop it (TCSAFLUSH), and of a line that is longer than
+                # the kernel's buffer the rest.
+                raise ValueError(
+                    "communicate() has no input for a terminal: programs drop what is typed "
+                    "before they ask; use read_until() and stdin.write()"
+                )
         if self._fed:
             if input is None or input is self._input:
                 return
@@ -455,14 +483,18 @@ class Process(asyncio.subprocess.Process):
             stop: As :func:`run`'s: seconds between SIGTERM and SIGKILL, or steps:
                 ``[("eof", 5), (signal.SIGTERM, 5)]`` closes stdin, if that has not been
                 done, and gives a server 5 seconds to finish its work. Without an "eof" stdin
-                is closed at once. Default: what open_process() was given; else 5 seconds.
+                is closed at once. On a terminal it stays open, and half of the seconds are
+                between SIGHUP and SIGTERM. Default: what open_process() was given; else 5
+                seconds.
 
         Returns:
             The returncode. None if it could not be ended (another user's, or the kernel does
             not let go of it); a warning is logged then.
         """
         check_loop(self._loop)
-        steps = self._steps if stop is None else judged_steps(stop)
+        steps = self._steps
+        if stop is not None:
+            steps = judged_steps(stop, self._transport.terminal is not None)
         await self._end(steps, None)
         return self.returncode
 

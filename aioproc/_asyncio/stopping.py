@@ -68,7 +68,9 @@ class Stopping:
     async def run(self) -> bool:
         """Whether all of them have ended. Raises a cancellation that came meanwhile."""
         ending, transport = self._ending, self._transport
-        if not any(action == "eof" for action, _ in self._steps):
+        # At the end of its input a shell leaves its jobs alone, at that of its terminal not.
+        has_eof = any(action == "eof" for action, _ in self._steps)
+        if not has_eof and transport.terminal is None:
             close_stdin(transport)
         try:
             with Shield():

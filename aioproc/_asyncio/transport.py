@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from .._backends.base import KILL, Child, ResourceUsage, generation
+from .._backends.base import KILL, Child, ResourceUsage, Terminal, generation
 from .._sink import LOOKS
 from .._spec.spec import SpawnSpec
+from .._spec.terminal import judge_size
 from .._trees import ProcessTree, tree_of
 from .extra import Popen
 from .pipes import ReadPipeTransport, WritePipeTransport, logger
+from .terminal import TerminalWriteTransport
 
 #: Most characters of a command in a warning.
 MOST_OF_COMMAND = 60
@@ -93,7 +95,11 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._pipes: dict[int, ReadPipeTransport | WritePipeTransport] = {}
         #: How often it has been looked at while it lived.
         self._looks = 0
-        if child.stdin is not None:
+        #: The child's, until it is hung up.
+        self.terminal: Terminal | None = child.terminal
+        if child.terminal is not None:
+            self._pipes[0] = TerminalWriteTransport(self, 0, child.terminal)
+        elif child.stdin is not None:
             self._pipes[0] = WritePipeTransport(self, 0, child.stdin)
         if child.stdout is not None:
             self._pipes[1] = ReadPipeTransport(self, 1, child.stdout, spec.programs[0])
@@ -103,7 +109,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._pipes_open = len(self._pipes)
         self._closed = False
         # They are ours now. The backend may keep the child for longer than the loop lives.
-        child.stdin = child.stdout = child.stderr = None
+        child.stdin = child.stdout = child.stderr = child.terminal = None
 
     def start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""
@@ -255,11 +261,13 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._closed = True
         for pipe in self._pipes.values():
             if isinstance(pipe, WritePipeTransport) and (
-                now or (first and self._returncode is None)
+                now or self.terminal or (first and self._returncode is None)
             ):
                 pipe.abort()  # what is left to write would never go out
             elif first:
                 pipe.close()
+        if self.terminal is not None:
+            self.terminal.hang_up()
         child = self._child
         # Only peek: at interpreter exit os.wait4, which poll() may need, works no more.
         if first and child is not None and child.peek() is None:
@@ -272,6 +280,12 @@ class SubprocessTransport(asyncio.SubprocessTransport):
             except PermissionError:
                 return False  # it runs setuid
         return True
+
+    def resize(self, rows: int, columns: int) -> None:
+        """See Process.resize. Not in asyncio."""
+        if self.terminal is None:
+            raise RuntimeError("this process has no terminal: create it with pty=True")
+        self.terminal.resize(*judge_size(rows, columns))
 
     # -- what happens to the child
 
@@ -398,10 +412,17 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._maybe_finish()
 
     def _maybe_finish(self) -> None:
+        if self._returncode is not None and self.terminal is not None and self._pipes_open == 1:
+            stdin = self._pipes[0]
+            assert isinstance(stdin, WritePipeTransport)
+            if not stdin._lost:  # its end is ours to see: it comes with that of stdout
+                stdin.abort()
         if self._returncode is not None and not self._pipes_open and not self._finished:
             self._finished = True
             # Nothing is left that close() would have to do.
             self._closed = True
+            if self.terminal is not None:
+                self.terminal.hang_up()
             self._tell(self._protocol.connection_lost, None)
             self._protocol = None
             for waiter in self._finish_waiters:

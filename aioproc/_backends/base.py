@@ -37,6 +37,9 @@ TEXT_BUSY_PAUSES = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.04)
 
 #: The signal that nobody survives. On Windows any ends a process, by TerminateProcess.
 KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
+#: What programs hear of the end of their terminal.
+HANG_UP: int = getattr(signal, "SIGHUP", signal.SIGTERM)
+CONTINUE: int = getattr(signal, "SIGCONT", 0)
 
 
 class _UnknownExit(int):
@@ -135,6 +138,22 @@ class WriteEnd(Protocol):
     def close(self) -> None: ...
 
 
+class Terminal(WriteEnd, Protocol):
+    """Our side of a child's terminal: the end of what is typed. close() leaves it there,
+    hang_up() does not."""
+
+    def eof(self) -> bytes:
+        """What has to be typed for an end of input."""
+
+    def resize(self, rows: int, columns: int, /) -> None:
+        """Tells its programs, by SIGWINCH. ProcessLookupError after hang_up(). In the loop's
+        thread."""
+
+    def hang_up(self) -> None:
+        """Closes all. Who is left in its session gets SIGHUP. Harmless when done already, and
+        after the loop has closed."""
+
+
 class Child(Protocol):
     """A spawned child process."""
 
@@ -156,6 +175,8 @@ class Child(Protocol):
     stdin: WriteEnd | None
     stdout: ReadEnd | None
     stderr: ReadEnd | None
+    #: `stdin`, where that is a terminal: to be hung up by whoever has taken it.
+    terminal: Terminal | None
 
     #: Whether the backend is to read what there is at its end, as spawn() was asked for. Then
     #: it has no pipes until keep_output().

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from .base import Job, ReadEnd, ResourceUsage, WriteEnd
+from .base import Job, ReadEnd, ResourceUsage, Terminal, WriteEnd
 from .stdio import BaseStdio
 from .watcher import Watcher
 
@@ -33,6 +33,7 @@ class BaseChild:
         "stderr",
         "stdin",
         "stdout",
+        "terminal",
     )
 
     job: Job | None = None
@@ -51,6 +52,7 @@ class BaseChild:
         self.stdin: WriteEnd | None = stdio.stdin
         self.stdout: ReadEnd | None = stdio.stdout
         self.stderr: ReadEnd | None = stdio.stderr
+        self.terminal: Terminal | None = stdio.terminal
 
     def keep_output(self) -> None:
         pass  # nothing is collected
@@ -113,3 +115,5 @@ class BaseChild:
         for end in (self.stdin, self.stdout, self.stderr):
             if end is not None:
                 end.close()
+        if self.terminal is not None:
+            self.terminal.hang_up()

@@ -68,7 +68,7 @@ class BaseStdio(Generic[W, R]):
     with a child that nobody gets.
     """
 
-    __slots__ = ("context", "stderr", "stdin", "stdout", "watcher")
+    __slots__ = ("context", "stderr", "stdin", "stdout", "terminal", "watcher")
 
     def __init__(self, watcher: Watcher[Any]) -> None:
         self.watcher = watcher
@@ -77,6 +77,8 @@ class BaseStdio(Generic[W, R]):
         self.stdin: W | None = None
         self.stdout: R | None = None
         self.stderr: R | None = None
+        #: `stdin` where that is a terminal.
+        self.terminal: Any = None
 
     def finish(self) -> None:
         """There is a child: closes theirs."""
@@ -91,6 +93,8 @@ class BaseStdio(Generic[W, R]):
         self.watcher.retire_when_idle()
 
     def _undo(self) -> None:
+        if self.terminal is not None:
+            self.terminal.hang_up()
         for end in (self.stdin, self.stdout, self.stderr):
             if end is not None:
                 end.close()

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run",
         help="run one command, and end it with all that it has started when its time is up",
         usage=f"{prog} run [--timeout S] [--idle-timeout S] [--kill-after S] [--signal SIG]\n"
-        "           [--env NAME=VALUE] [--cwd DIR] [--stats] [--] CMD [ARG ...]",
+        "           [--env NAME=VALUE] [--cwd DIR] [--stats] [--pty] [--] CMD [ARG ...]",
         description="Runs CMD with our stdin, stdout and stderr, in our session and process "
         "group, and returns its exit code; 128+N for signal N (not on Windows); 124 after a "
         "timeout, 137 if it took SIGKILL to end it then; 125 if the options cannot be taken, "

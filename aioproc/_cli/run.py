@@ -17,8 +17,10 @@ from time import monotonic
 from typing import Any
 
 from .. import PIPE, UNKNOWN_EXIT, Process, open_process
+from .._backends.system import WINDOWS
 from .._trees.steps import GRACE, judged_steps
 from .output import pass_on
+from .terminal import OwnTerminal
 
 try:
     import resource
@@ -97,8 +99,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--signal",
         type=_signal,
         metavar="SIG",
-        default=signal.SIGTERM,
-        help="the signal to end it by after a timeout, by name or number (default TERM)",
+        help="the signal to end it by after a timeout, by name or number (default TERM; with "
+        "--pty HUP, and then TERM)",
+    )
+    parser.add_argument(
+        "--pty",
+        action="store_true",
+        help="run CMD on a terminal of its own, at which our stdin is typed, and what it shows is "
+        "our output (not on Windows)",
     )
     parser.add_argument("--env", type=_variable, metavar="NAME=VALUE", action="append", default=[])
     parser.add_argument("--cwd", metavar="DIR", help="run CMD there")
@@ -119,7 +127,11 @@ def run(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, lambda *_: None)
     # Before the loop takes the numbers for files of its own.
     is_open = [_is_open(fd) for fd in (1, 2)]
-    code = asyncio.run(_main(options, is_open))
+    if options.pty and not WINDOWS:
+        with OwnTerminal() as terminal:
+            code = asyncio.run(_main(options, is_open, terminal))
+    else:
+        code = asyncio.run(_main(options, is_open, None))
     if code == -signal.SIGINT:
         # So that a shell that runs us in a loop sees that it has been interrupted.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -127,8 +139,10 @@ def run(options: argparse.Namespace) -> int:
     return code if code >= 0 else 128 - code
 
 
-async def _main(options: argparse.Namespace, is_open: Sequence[bool]) -> int:
-    return await _Run(options, is_open).main()
+async def _main(
+    options: argparse.Namespace, is_open: Sequence[bool], terminal: OwnTerminal | None
+) -> int:
+    return await _Run(options, is_open, terminal).main()
 
 
 def _is_open(fd: int) -> bool:
@@ -142,10 +156,14 @@ def _is_open(fd: int) -> bool:
 class _Run:
     """One run; the process is held by it alone, and ended by none but it."""
 
-    def __init__(self, options: argparse.Namespace, is_open: Sequence[bool]) -> None:
+    def __init__(
+        self, options: argparse.Namespace, is_open: Sequence[bool], terminal: OwnTerminal | None
+    ) -> None:
         """is_open: whether we were started with stdout and stderr."""
         self._open = is_open
         self._options = options
+        #: Ours, if the command has one of its own.
+        self._terminal = terminal
         self._loop = asyncio.get_running_loop()
         self._began = monotonic()
         #: Resolved with the signal that is to end it.
@@ -156,52 +174,71 @@ class _Run:
 
     async def main(self) -> int:
         """Return the exit code; -N for signal N."""
-        options = self._options
+        options, terminal = self._options, self._terminal
         # What we were started without is nothing that we could pass it on to: the number is one
         # of our own files by now.
         stdout, stderr = (
             PIPE if options.idle_timeout is not None and is_open else None
             for is_open in self._open
         )
+        where: dict[str, Any] = {
+            "stdin": None,
+            "stdout": stdout,
+            "stderr": stderr,
+            "start_new_session": False,
+        }
+        if options.pty:
+            where = {"pty": True if terminal is None else terminal.size()}
         self._handle_signals()
         try:
             process = await open_process(
                 *options.argv,
-                stdin=None,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=False,
+                **where,
                 cwd=options.cwd,
                 env_update=dict(options.env),
             )
+        except NotImplementedError as error:  # Windows
+            return _complain(error, FAILED)
         except (OSError, ValueError, RuntimeError) as error:
             # RuntimeError: AIOPROC_BACKEND asks for what is not to be had.
             if options.cwd is not None and not os.path.isdir(options.cwd):
                 return _complain(error, FAILED)
             missing = isinstance(error, FileNotFoundError)
             return _complain(error, NOT_FOUND if missing else NOT_EXECUTABLE)
+        tasks = []
         pump = None
-        if stdout is not None or stderr is not None:
+        if stdout is not None or stderr is not None or terminal is not None:
             pump = self._loop.create_task(self._pass_on(process))
+            tasks.append(pump)
+        if terminal is not None:
+            terminal.begin(process)
+            tasks.append(self._loop.create_task(terminal.type_at(process)))
         try:
             return await self._follow(process, pump)
         finally:
-            if pump is not None:
-                pump.cancel()
-                await asyncio.wait([pump])
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+            if process.returncode is not None:
+                # What it has left behind may have its pipes, or its terminal.
+                process._transport.close()
 
     async def _follow(self, process: Process, pump: asyncio.Task[None] | None) -> int:
         options = self._options
         exit = self._loop.create_task(process.wait())
         over = await self._until_over(process, exit, pump)
-        if over == "exit" and process.returncode in _DEADLY:
+        if over == "exit" and process.returncode in _DEADLY and self._terminal is None:
             # The same signal may be on its way to us.
             await asyncio.wait([self._told], timeout=MOMENT)
         if over != "exit" or self._told.done():
             number = self._told.result() if self._told.done() else options.signal
-            if over == "broken":
+            if over == "broken" or number is None:
                 number = signal.SIGTERM
-            await process.stop([(number, options.kill_after)])
+            stop: Any = [(number, options.kill_after)]
+            if self._terminal is not None and (self._told.done() or number == signal.SIGTERM):
+                stop = options.kill_after  # as is usual there
+            await process.stop(stop)
             if pump is not None:
                 await asyncio.wait([pump], timeout=MOMENT)
         exit.cancel()
@@ -265,6 +302,8 @@ class _Run:
     async def _pass_on(self, process: Process) -> None:
         async for stream, data in process.chunks():
             self._last = monotonic()
+            if not self._open[stream == "stderr"]:
+                continue  # a terminal's, which is read all the same
             self._is_writing = True
             await pass_on(stream, data)
             self._is_writing = False
@@ -278,7 +317,9 @@ class _Run:
                 self._told.set_result(number)
 
         def interrupted(number: int) -> None:
-            if not _is_in_foreground():
+            if self._terminal is not None:
+                self._terminal.interrupt()
+            elif not _is_in_foreground():
                 # No terminal has sent it to the command as well.
                 end(number)
 

@@ -148,6 +148,9 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
             start_new_session, process_group, user, group, extra_groups, umask, preexec_fn,
             restore_signals, pipesize, startupinfo, creationflags; rlimits, nice, cpu_affinity,
             oom_score_adj, no_new_privs; capture_output=False for stdout=None, stderr=None.
+            With pty=True or (rows, columns) the command runs on a terminal, at which nobody
+            types; what it writes is captured as stdout, stderr is None, and a `stop` of
+            seconds begins with SIGHUP. There is no input= then: use :func:`open_process`.
 
     Returns:
         A :class:`CompletedProcess`: returncode, stdout, stderr, and what else is known.

@@ -124,7 +124,9 @@ class Settings:
             self.timeout = judged_seconds("timeout", timeout)
         if idle_timeout is not None:
             self.idle_timeout = judged_seconds("idle_timeout", idle_timeout)
-        self.steps = DEFAULT_STEPS if stop is GRACE else judged_steps(stop)
+        terminal = bool(options.get("pty"))
+        usual = stop is GRACE and not terminal
+        self.steps = DEFAULT_STEPS if usual else judged_steps(stop, terminal)
         if drain is not DRAIN:
             self.drain = judged_seconds("drain", drain)
             if self.drain < 0:
@@ -135,7 +137,9 @@ class Settings:
             self._judge_max_output(max_output)
 
         streams: tuple[Any, Any, Any]
-        if stdin is stdout is stderr is DEFAULT and capture_output:
+        if terminal:
+            streams = self._judge_terminal(stdin, stdout, stderr, input, capture_output)
+        elif stdin is stdout is stderr is DEFAULT and capture_output:
             streams = (DEVNULL if input is None else PIPE, PIPE, PIPE)
             self.captures = True
         else:
@@ -253,6 +257,24 @@ class Settings:
         streams = (stdin, stdout, stderr)
         self._has_paths = check_streams(streams)
         return streams
+
+    def _judge_terminal(
+        self, stdin: Any, stdout: Any, stderr: Any, input: Any, capture_output: bool
+    ) -> tuple[None, None, None]:
+        if input is not None:
+            # getpass and its kin drop it (TCSAFLUSH), and of a line that is longer than the
+            # kernel's buffer the rest.
+            raise ValueError(
+                "a terminal has no input=: programs drop what is typed before they ask; use "
+                "open_process(), read_until() and stdin.write()"
+            )
+        if not (stdin is stdout is stderr is DEFAULT) or not capture_output:
+            raise ValueError(
+                "stdin, stdout, stderr and capture_output may not be given with pty: all of them "
+                "are the terminal, and what is written there is captured as stdout"
+            )
+        self.captures = True
+        return None, None, None
 
     def _judge_input(self, input: Any) -> None:
         """Data at once, or a source of chunks."""

@@ -189,7 +189,7 @@ class _Pipeline:
         #: Those whose stderr is not settled by themselves.
         self._sharers = [i for i in range(len(own)) if "stderr" not in own[i]]
         # All that is wrong with what is for the whole, as run() says it.
-        judged = {key: options[key] for key in options if key not in ("input", "stdin")}
+        judged = {key: options[key] for key in options if key not in ("input", "stdin", "pty")}
         self._whole = Settings("pipeline", "a command", (), **judged)
         self._settings = [self._judge(i) for i in range(len(own))]
         count = len(own)
@@ -221,6 +221,8 @@ class _Pipeline:
                 f"stage {number}: limiter is for the whole, pipeline(limiter=...), and "
                 "capture_output is written stdout=None, stderr=None"
             )
+        if options.get("pty"):
+            raise ValueError(f"stage {number} reads and writes pipes: pty is for run()")
         options["stdin"], options["stdout"], options["stderr"] = (
             self._judge_stdin(number, options),
             self._judge_stdout(own, number),

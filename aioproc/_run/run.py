@@ -22,6 +22,7 @@ from .._backends.base import (
     TEXT_BUSY_PAUSES,
     UNKNOWN_EXIT,
     Child,
+    Terminal,
     generation,
     logger,
 )
@@ -68,6 +69,8 @@ class Run:
     _outputs: tuple[Output, ...] = ()
     _listeners: tuple[Listener, ...] = ()
     _feed: Feed | None = None
+    #: The child's, which nobody types at.
+    _terminal: Terminal | None = None
     _feeding: asyncio.Task[None] | None = None
     #: What the backend has read of stdout and stderr.
     _collected: tuple[bytes | None, bytes | None] = (None, None)
@@ -241,8 +244,9 @@ class Run:
         at_once = settings.is_in_a_hurry
         # They are ours now. The backend may keep the child for longer than the loop lives.
         stdin, stdout, stderr = child.stdin, child.stdout, child.stderr
-        child.stdin = child.stdout = child.stderr = None
-        if stdin is not None:
+        self._terminal = child.terminal
+        child.stdin = child.stdout = child.stderr = child.terminal = None
+        if stdin is not None and self._terminal is None:
             self._feed = Feed(stdin, self._fail)
             if settings.data is not None:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
@@ -568,10 +572,20 @@ class Run:
 
     def _close_stdin(self) -> bool:
         """Whether it was open."""
+        if self._terminal is not None:
+            return self._type_eof(self._terminal)
         pipe = self._feed
         if pipe is None or not pipe.is_open:
             return False
         pipe.close()
+        return True
+
+    @staticmethod
+    def _type_eof(terminal: Terminal) -> bool:
+        try:
+            terminal.write(terminal.eof())
+        except OSError:
+            return False  # nobody has it open any more, or reads what has been typed
         return True
 
     def _stop_reading(self) -> None:
@@ -610,6 +624,8 @@ class Run:
             self._feed.close()
         for output in self._outputs:
             output.close()
+        if self._terminal is not None:
+            self._terminal.hang_up()
 
     def _abandon(self) -> None:
         """Ends it at once, without waiting."""

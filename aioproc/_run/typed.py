@@ -47,6 +47,8 @@ class SpawnOptions(TypedDict, total=False):
     preexec_fn: Callable[[], Any] | None
     restore_signals: bool
     pipesize: int
+    pty: bool | tuple[int, int] | None
+    echo: bool
     startupinfo: Any
     creationflags: int
     rlimits: Mapping[str, int | float | tuple[int | None, int | None]] | None

@@ -74,6 +74,14 @@ def judge_ids(
             raise ValueError("too many extra_groups")
 
 
+def refuse_session(start_new_session: bool | None, process_group: int | None) -> None:
+    """Of a child with a terminal, which controls a session of its own."""
+    if start_new_session is not None and not start_new_session:
+        raise ValueError("start_new_session=False: a terminal needs a session of its own")
+    if process_group is not None and process_group >= 0:
+        raise ValueError("process_group may not be given with pty: it leads the session's own")
+
+
 def judge_strings(
     spec: SpawnSpec,
     args: list[Any],

@@ -19,6 +19,7 @@ from .._notes import add_note
 from . import limits as _limits
 from . import mark, posix
 from .environment import Environment
+from .terminal import judge_pty
 
 if WINDOWS:
     from . import windows
@@ -121,6 +122,10 @@ class SpawnSpec:
     restore_signals: bool = True
     preexec_fn: Callable[[], Any] | None = None
     pipesize: int = -1
+    #: POSIX: rows and columns of the terminal that is its stdin, stdout and stderr, and what
+    #: controls its session; `stdio` has None for them then. And whether it echoes input.
+    terminal: tuple[int, int] | None = None
+    echo: bool = True
     limits: _limits.Limits | None = None
     #: Whether the child is to end with this process; and whether only where that costs nothing
     #: and means the process, not a thread.
@@ -159,6 +164,8 @@ class SpawnSpec:
         preexec_fn: Callable[[], Any] | None = None,
         restore_signals: bool = True,
         pipesize: int = -1,
+        pty: Any = None,
+        echo: bool = True,
         startupinfo: Any = None,
         creationflags: int = 0,
         rlimits: Mapping[str, Any] | None = None,
@@ -170,7 +177,8 @@ class SpawnSpec:
     ) -> SpawnSpec:
         """Judges a child's description: a program with its arguments, or a command for
         the shell. The keywords are ``subprocess.Popen``'s; but for `tree`, with which a new
-        session is the default unless stdin is inherited or a process group is asked for."""
+        session is the default unless stdin is inherited or a process group is asked for, and
+        `pty` and `echo`, of a terminal of its own."""
         if not isinstance(pipesize, int):
             raise TypeError("pipesize must be an integer")
         if not isinstance(umask, int):
@@ -184,6 +192,11 @@ class SpawnSpec:
             self.tree = True
         if pipesize != -1:
             self.pipesize = pipesize
+        if pty is not None or echo is not True:
+            self._judge_terminal(pty, echo, (stdin, stdout, stderr))
+            if self.terminal is not None:
+                posix.refuse_session(start_new_session, process_group)
+                start_new_session = True
         if die_with_parent is not None:
             _limits.judge_parent(self, die_with_parent)
         if stdin is stdout is stderr is None:
@@ -217,6 +230,7 @@ class SpawnSpec:
             or not (user is group is None)
             or extra_groups is not None
             or umask >= 0
+            or self.terminal is not None
         )
         if pass_fds or close_fds is not True:
             posix.judge_descriptors(self, close_fds, pass_fds)
@@ -272,6 +286,22 @@ class SpawnSpec:
             os.get_inheritable(fd)
         for handle in self.given_handles:
             windows.check_handle(handle)
+
+    def _judge_terminal(self, pty: Any, echo: Any, streams: tuple[Any, Any, Any]) -> None:
+        self.terminal = judge_pty(pty)
+        if self.terminal is None:
+            if echo is not True:
+                raise ValueError("echo is of a terminal: it needs pty=True")
+            return
+        if WINDOWS:
+            raise NotImplementedError(
+                "pty is for POSIX systems: there are no terminals for children on Windows yet"
+            )
+        if streams != (None, None, None):
+            raise ValueError(
+                "stdin, stdout and stderr may not be given with pty: all of them are the terminal"
+            )
+        self.echo = bool(echo)
 
     def _judge_streams(self, stdin: Stream, stdout: Stream, stderr: Stream) -> None:
         # The most frequent ones without a call.

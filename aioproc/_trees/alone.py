@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._backends.base import KILL, Child
+from .._backends.base import CONTINUE, HANG_UP, KILL, Child
 from .waiting import until_ended
 
 
@@ -17,6 +17,8 @@ class Alone:
 
     async def signal(self, number: int) -> int | None:
         self._send(number)
+        if number == HANG_UP and CONTINUE:
+            self._send(CONTINUE)  # as the kernel does: it may be stopped
         return None
 
     async def gone(self, seconds: float) -> bool | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .._backends import system
+from .._backends.base import HANG_UP
 from .._backends.system import possible_steps
 
 __all__ = ["DEFAULT_STEPS", "GRACE", "Step", "judged_seconds", "judged_steps", "possible_steps"]
@@ -29,12 +30,15 @@ def judged_seconds(name: str, value: Any) -> float:
     return seconds
 
 
-def judged_steps(stop: Any) -> list[Step]:
-    """A grace alone is SIGTERM and the wait for the end."""
+def judged_steps(stop: Any, terminal: bool = False) -> list[Step]:
+    """A grace alone is SIGTERM and the wait for the end. Of who has a terminal of its own, the
+    end of that comes first, which shells do not pass over."""
     if hasattr(stop, "__float__") and not isinstance(stop, bool):
         seconds = judged_seconds("stop", stop)
         if seconds < 0:
             raise ValueError(f"stop must be 0 seconds or more, not {stop}")
+        if terminal:
+            return [(HANG_UP, seconds / 2), (signal.SIGTERM, seconds / 2)]
         return [(signal.SIGTERM, seconds)]
     if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
         raise TypeError(

@@ -52,6 +52,8 @@ enum {
   AP_SETUID = 128,
   AP_LAZY = 256, /* no completion tells that the exec has worked, see ap_look */
   AP_COLLECT = 512, /* what it writes is read at its end, see ap_completion.collected */
+  AP_TERMINAL = 1 << 20, /* fds are a terminal, which comes to control the session: with
+                         * AP_SETSID. What its keys send is not ignored */
   /* Linux: SIGKILL for the child when this process ends. With AP_PORTABLE: -ENOTSUP. */
   AP_DIE_WITH_PARENT = 1 << 16,
   /* The same where it can be had, and costs nothing: AP_CLONE and AP_COPY, in the main

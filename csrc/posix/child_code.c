@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -106,6 +107,16 @@ CHILD_CODE static void ap_child_reset_signals(int flags) {
   if (flags & AP_RESTORE_SIGNALS) { /* as _Py_RestoreSignals does */
     ap_child_default_signal(SIGPIPE);
     ap_child_default_signal(SIGXFSZ);
+  }
+  if (flags & AP_TERMINAL) {
+    /* As a shell has them for what runs in its background: with these ignored, there would be
+     * no Ctrl-C and no end of the terminal. */
+    ap_child_default_signal(SIGHUP);
+    ap_child_default_signal(SIGINT);
+    ap_child_default_signal(SIGQUIT);
+    ap_child_default_signal(SIGTSTP);
+    ap_child_default_signal(SIGTTIN);
+    ap_child_default_signal(SIGTTOU);
   }
 }
 
@@ -307,6 +318,10 @@ CHILD_CODE static long ap_child_setup(const ap_plan *plan, int *step) {
   if (plan->flags & AP_UMASK) CALL1(SYS_umask, plan->file_mode_mask);
   if (plan->flags & AP_SETSID) {
     result = CALL1(SYS_setsid, 0);
+    if (result < 0) return result;
+  }
+  if (plan->flags & AP_TERMINAL) {
+    result = CALL3(SYS_ioctl, 0, TIOCSCTTY, 0);
     if (result < 0) return result;
   }
   if (plan->flags & AP_SETPGID) {

@@ -89,14 +89,28 @@ static bool expressible(const ap_request *request, const char *programs,
   return !request->pass_count;
 }
 
+/* Linux: who leads a session and opens a terminal is controlled by it (tty_open_proc_set_tty
+ * in drivers/tty/tty_jobctrl.c). That wants a name, which may be mounted elsewhere or be
+ * another's. The BSDs have TIOCSCTTY alone. */
+static bool find_terminal(const ap_request *request, char *name, size_t size) {
+  return AP_LINUX && ttyname_r(request->fds[0], name, size) == 0 &&
+         faccessat(AT_FDCWD, name, R_OK | W_OK, AT_EACCESS) == 0;
+}
+
 static int make_attributes(posix_spawnattr_t *attributes,
                            const ap_request *request) {
   int flags = 0, error = 0;
+  sigset_t defaults;
+  sigemptyset(&defaults);
   if (request->flags & AP_RESTORE_SIGNALS) {
-    sigset_t defaults;
-    sigemptyset(&defaults);
     sigaddset(&defaults, SIGPIPE);
     sigaddset(&defaults, SIGXFSZ);
+  }
+  if (request->flags & AP_TERMINAL) {
+    const int keys[] = {SIGHUP, SIGINT, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) sigaddset(&defaults, keys[i]);
+  }
+  if (request->flags & (AP_RESTORE_SIGNALS | AP_TERMINAL)) {
     error = posix_spawnattr_setsigdefault(attributes, &defaults);
     flags |= POSIX_SPAWN_SETSIGDEF;
   }
@@ -129,10 +143,14 @@ static int name_inherited(posix_spawn_file_actions_t *actions,
 /* The sources are all above 2 (see raise_sources). */
 static int make_actions(posix_spawn_file_actions_t *actions,
                         const ap_request *request, const int *sources,
-                        const int32_t *pass_fds, const char *cwd) {
+                        const int32_t *pass_fds, const char *cwd,
+                        const char *terminal) {
   int error = 0;
+  if (terminal) error = posix_spawn_file_actions_addopen(actions, 0, terminal, O_RDWR, 0);
   for (int i = 0; i < 3 && !error; i++)
-    if (sources[i] >= 0)
+    if (terminal && i > 0)
+      error = posix_spawn_file_actions_adddup2(actions, 0, i);
+    else if (!terminal && sources[i] >= 0)
       error = posix_spawn_file_actions_adddup2(actions, sources[i], i);
   if (!error && NAMED_ONLY != 0)
     error = name_inherited(actions, request, sources, pass_fds);
@@ -234,11 +252,14 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   bool have_actions = false, have_attributes = false;
   int sources[3], raised[3] = {-1, -1, -1};
   int reserve = -1, result;
+  char terminal[64];
+  bool has_terminal = (request->flags & AP_TERMINAL) != 0;
   ap_plan *plan;
 
   request->step = AP_STEP_SETUP;
   pthread_once(&looked_up, look_up);
   if (!expressible(request, strings, pass_fds)) return -ENOTSUP;
+  if (has_terminal && !find_terminal(request, terminal, sizeof terminal)) return -ENOTSUP;
   plan = plan_new(0, request, strings, pass_fds, NULL);
   if (!plan) return -ENOMEM;
   result = raise_sources(request, pass_fds, sources, raised);
@@ -255,7 +276,8 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   have_actions = true;
   result = -make_attributes(&attributes, request);
   if (result < 0) goto finish;
-  result = -make_actions(&actions, request, sources, pass_fds, plan->cwd);
+  result = -make_actions(&actions, request, sources, pass_fds, plan->cwd,
+                         has_terminal ? terminal : NULL);
   if (result < 0) goto finish;
 
   result = -try_programs(&child->pid, plan, &actions, &attributes);

@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from signal import SIGKILL
 from time import perf_counter
@@ -38,6 +38,7 @@ from .limited import Prctl, refuse
 from .native_limits import c_limits, check_thread
 from .pipes import Stdio, is_uvloops, make_blocking
 from .popen import leads_group, popen, see_off
+from .terminals import open_terminal
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
@@ -542,9 +543,13 @@ class PosixBackend(WithoutJobs):
     ) -> NativeChild:
         # What subprocess.Popen raises, before anything is started (PEP 578).
         sys.audit("subprocess.Popen", spec.executable, spec.args, spec.cwd, spec.env)
-        if port.is_uvloops:
+        sources: Sequence[int | None] = spec.stdio
+        if spec.terminal is not None:
+            open_terminal(stdio, spec, loop)
+            sources = stdio.theirs
+        elif port.is_uvloops:
             make_blocking(spec)
-        request, strings = self._request(spec, port, lazy)
+        request, strings = self._request(spec, port, lazy, sources)
         pipes = PIPE in spec.stdio
         if pipes:
             stdio.expect(request)
@@ -608,7 +613,10 @@ class PosixBackend(WithoutJobs):
         self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop, port: _Port, stdio: Stdio
     ) -> NativeChild:
         refuse(spec, _PRCTL)
-        stdio.open(spec, loop)
+        if spec.terminal is None:
+            stdio.open(spec, loop)
+        elif stdio.terminal is None:  # C has not been tried
+            open_terminal(stdio, spec, loop)
         pid = popen(spec, stdio.theirs, _PRCTL)
         token = 0
         try:
@@ -627,7 +635,9 @@ class PosixBackend(WithoutJobs):
                 port.abandon(token)
             raise
 
-    def _request(self, spec: SpawnSpec, port: _Port, lazy: bool) -> tuple[Any, bytes]:
+    def _request(
+        self, spec: SpawnSpec, port: _Port, lazy: bool, sources: Sequence[int | None]
+    ) -> tuple[Any, bytes]:
         flags: int = lib.AP_LAZY if lazy else 0
         if spec.close_fds:
             flags |= lib.AP_CLOSE_FDS
@@ -655,7 +665,7 @@ class PosixBackend(WithoutJobs):
                 len(argv),
                 count,
                 spec.encoded_cwd is not None,
-                [lib.AP_INHERIT if source is None else source for source in spec.stdio],
+                [lib.AP_INHERIT if source is None else source for source in sources],
                 spec.stderr_to_stdout,
                 (-1, -1, -1),
             ),
@@ -680,6 +690,8 @@ class PosixBackend(WithoutJobs):
         if spec.process_group is not None:
             flags |= lib.AP_SETPGID
             request.process_group = spec.process_group
+        if spec.terminal is not None:
+            flags |= lib.AP_TERMINAL
         if spec.umask is not None:
             flags |= lib.AP_UMASK
             request.file_mode_mask = spec.umask

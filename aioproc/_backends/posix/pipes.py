@@ -335,6 +335,19 @@ class Stdio(BaseStdio[FdWriteEnd, FdReadEnd]):
         self._request = None
         del _making[id(self)]
 
+    def begin(self) -> list[int]:
+        """They are opened by the caller, one after the other, into this list."""
+        _making[id(self)] = self
+        self._made = []
+        return self._made
+
+    def set_terminal(self, ours: FdWriteEnd, output: FdReadEnd, theirs: int) -> None:
+        """All three of them are one."""
+        self.terminal = self.stdin = ours
+        self.stdout = output
+        self.theirs = [theirs, theirs, theirs]
+        self._to_close = [theirs]
+
     def open(self, spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> None:
         #: What the child gets as 0, 1, 2; -1: what we have.
         self.theirs = [-1, -1, -1]

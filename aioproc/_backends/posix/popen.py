@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..base import STEP_EXEC, spawn_error
 from ..stdio import close_all
 from .limited import LimitFailed, Prctl, limited
+from .terminals import on_terminal
 
 try:
     import fcntl
@@ -161,6 +162,8 @@ def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
             options["process_group"] = spec.process_group
         else:
             preexec_fn = _in_group(spec.process_group, preexec_fn)
+    if spec.terminal is not None:
+        preexec_fn = on_terminal(preexec_fn)
     # Made in two steps: where Ctrl-C interrupts it, there may be a child already.
     process: Any = subprocess.Popen.__new__(subprocess.Popen)
     reported: _Reported | None = None

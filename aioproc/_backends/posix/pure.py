@@ -13,6 +13,7 @@ from .limited import refuse
 from .pipes import Stdio
 from .popen import end_group, leads_group, popen, see_off
 from .pure_child import PureChild, orphans
+from .terminals import open_terminal
 from .watchers import mechanism, watchers
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class PureBackend(WithoutJobs):
         stdio = Stdio(watcher)
         pid, child = 0, None
         try:
-            stdio.open(spec, loop)
+            if spec.terminal is None:
+                stdio.open(spec, loop)
+            else:
+                open_terminal(stdio, spec, loop)
             pid = popen(spec, stdio.theirs, None)
             child = PureChild(pid, stdio)
             watcher.add(child)
