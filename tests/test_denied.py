@@ -143,3 +143,25 @@ print(open_fds().keys() - before.keys())
 
 def test_a_descriptor_that_cannot_be_kept_is_closed() -> None:
     assert Aside("pure").run(SPARE) == "set()\n"
+
+
+UNASKED = """
+import seccomp
+async def main():
+    await aioproc.run("true")
+    before = open_fds().keys()
+    # It is asked by the one or the other, as the C library is new.
+    seccomp.deny(dict.fromkeys(["ioctl(TCGETS)", "ioctl(TCGETS2)"], errno.EPERM))
+    try:
+        async with aioproc.open_process("cat", pty=True, echo=False):
+            print("started")
+    except PermissionError:
+        print(open_fds().keys() - before)
+
+run(main())
+"""
+
+
+def test_a_terminal_that_does_not_answer() -> None:
+    # termios.error is no OSError.
+    assert Aside("pure").run(UNASKED) == "set()\n"
