@@ -376,6 +376,8 @@ def told(case: Case, outcome: dict[str, Any]) -> bool:
         return True
     if case.call in ("write", "writev") and outcome["type"] == "ConnectionResetError":
         return True  # drain(), as asyncio's
+    if (case.call, case.error, outcome["type"]) == ("read", "EIO", "IncompleteReadError"):
+        return True  # of a terminal, whose end it is
     # threading says no more.
     return case.call in ("clone", "clone3", "mmap", "mprotect") and "new thread" in outcome["text"]
 
