@@ -18,6 +18,7 @@ from ._backends.watcher import crowded
 from ._notes import add_note
 from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
+from ._trees import tree_of
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)
 
@@ -105,6 +106,19 @@ def _shell_spec(
         raise
 
 
+def _give_up(child: Child, spec: SpawnSpec) -> None:
+    """Ends a child that nobody gets, with what it may have started by now."""
+    if spec.tree and child.error is None:
+        tree = tree_of(
+            child,
+            session=spec.start_new_session,
+            leads_group=spec.leads_group,
+            mark=spec.mark,
+        )
+        tree.kill_at_once()
+    child.abandon()
+
+
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
     for pause in (*TEXT_BUSY_PAUSES, None):
         try:
@@ -122,7 +136,7 @@ async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
                     # whatever the backend.
                     await asyncio.sleep(0)
             except BaseException:
-                child.abandon()
+                _give_up(child, spec)
                 raise
             return child
         except OSError as error:
@@ -175,8 +189,10 @@ async def open_transport(
     except BaseException:
         # The loop cannot watch one more descriptor, say, or Ctrl-C.
         if transport is None:
-            child.abandon()
+            _give_up(child, spec)
         else:
+            if transport.tree is not None:
+                transport.tree.kill_at_once()
             transport.close()
         raise
 

@@ -18,9 +18,11 @@ SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <spawn.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -59,7 +61,16 @@ int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *
                 char *const envp[]) {
   REAL(posix_spawn);
   if (strncmp(path, "/elsewhere/", 11) == 0) path += 10;
-  return real(pid, path, actions, attributes, argv, envp);
+  int result = real(pid, path, actions, attributes, argv, envp);
+  /* The caller is not scheduled again before the child has said something there. */
+  const char *fifo = getenv("WAIT_AFTER_SPAWN");
+  if (fifo) {
+    char byte;
+    int fd = open(fifo, O_RDONLY);
+    while (read(fd, &byte, 1) < 0 && errno == EINTR) continue;
+    close(fd);
+  }
+  return result;
 }
 """
 

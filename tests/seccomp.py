@@ -28,9 +28,12 @@ NUMBERS = {
     "clone(CLONE_PIDFD)": (56, 220),
     "clone3": (435, 435),
     "close_range": (436, 436),
+    "dup3": (292, 24),
     "epoll_create1": (291, 20),
     "getdents64": (217, 61),
     "ioctl(PIDFD_GET_INFO)": (16, 29),
+    "ioctl(TCGETS)": (16, 29),
+    "ioctl(TCGETS2)": (16, 29),
     "kill": (62, 129),
     "pidfd_open": (434, 434),
     "pidfd_send_signal": (424, 424),
@@ -53,6 +56,8 @@ _LOAD, _EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ARGUMENTS = {
     "clone(CLONE_PIDFD)": (_ARGUMENT_0, _BITS, 0x1000),
     "ioctl(PIDFD_GET_INFO)": (_ARGUMENT_1, _EQUAL, 0xC040FF0B),
+    "ioctl(TCGETS)": (_ARGUMENT_1, _EQUAL, 0x5401),
+    "ioctl(TCGETS2)": (_ARGUMENT_1, _EQUAL, 0x802C542A),
     "pidfd_send_signal(PROCESS_GROUP)": (_ARGUMENT_3, _BITS, 4),
 }
 

@@ -433,3 +433,16 @@ async def test_thousands_of_short_children_under_load(aioproc: Any) -> None:
         for process in load:
             process.kill()
             await process.wait()
+
+
+@posix_only("descriptors that can be replaced")
+async def test_input_that_cannot_be_written(aioproc: Any) -> None:
+    """Other than by a child that reads no more: what it has seen is not all there was."""
+    process = await aioproc.create_subprocess_exec(*CAT, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    fd = process.stdin.transport.get_extra_info("pipe").fileno()
+    with open(os.devnull, "rb") as file:
+        os.dup2(file.fileno(), fd)
+    with pytest.raises(OSError, match="Bad file descriptor") as info:
+        await process.communicate(b"input")
+    assert not isinstance(info.value, ConnectionError)
+    assert await process.wait() == 0

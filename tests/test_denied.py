@@ -126,3 +126,42 @@ def test_forced_native_fails_loudly(request: pytest.FixtureRequest) -> None:
     said = Aside().run(FORCED, AIOPROC_BACKEND="native")
     assert "AIOPROC_BACKEND=native" in said
     assert "pidfd_open: Operation not permitted" in said
+
+
+SPARE = """
+import errno, os, seccomp
+from aioproc._backends.posix import pure_trees
+before = open_fds()
+files = pure_trees._Proc()
+os.close(files._spare.pop())
+seccomp.deny({"dup3": errno.EBUSY})
+files.facts(os.getpid())
+files.close()
+print(open_fds().keys() - before.keys())
+"""
+
+
+def test_a_descriptor_that_cannot_be_kept_is_closed() -> None:
+    assert Aside("pure").run(SPARE) == "set()\n"
+
+
+UNASKED = """
+import seccomp
+async def main():
+    await aioproc.run("true")
+    before = open_fds().keys()
+    # It is asked by the one or the other, as the C library is new.
+    seccomp.deny(dict.fromkeys(["ioctl(TCGETS)", "ioctl(TCGETS2)"], errno.EPERM))
+    try:
+        async with aioproc.open_process("cat", pty=True, echo=False):
+            print("started")
+    except PermissionError:
+        print(open_fds().keys() - before)
+
+run(main())
+"""
+
+
+def test_a_terminal_that_does_not_answer() -> None:
+    # termios.error is no OSError.
+    assert Aside("pure").run(UNASKED) == "set()\n"

@@ -790,6 +790,29 @@ async def test_who_is_alone_fails(aioproc: Any) -> None:
     await script(NONE_LEFT)
 
 
+ELSEWHERE = """
+async def main():
+    await aioproc.run("true")
+    few = os.dup(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limiter = aioproc.Limiter(2)
+    async with limiter:  # for as long as it takes
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        waits = asyncio.ensure_future(aioproc.run("echo", "a", limiter=limiter))
+        while not limiter.is_short:
+            await asyncio.sleep(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await waits).text == "a"
+    os.close(few)
+run(new_event_loop, main())
+"""
+
+
+@posix_only("RLIMIT_NOFILE")
+async def test_what_somebody_else_gives_back(aioproc: Any) -> None:
+    await script(ELSEWHERE)
+
+
 # -- bad input
 
 

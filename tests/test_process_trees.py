@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -358,3 +359,22 @@ async def test_a_tree_inside_a_tree(aioproc: Any) -> None:
     inner = int(await outer.stdout.readline())
     assert await outer.kill_tree() == []
     assert not is_alive(inner)
+
+
+@pytest.mark.asyncio
+async def test_a_creation_that_is_cancelled(aioproc: Any, tmp_path: Path) -> None:
+    """Before anybody has the process, and when it has started another already."""
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    command = ("sh", "-c", 'sleep 1000 & echo $$ $! >"$1"; wait', "sh", fifo)
+    creation = asyncio.ensure_future(
+        aioproc.create_subprocess_exec(*command, stdin=NULL, tree=True)
+    )
+    await asyncio.sleep(0)
+    # The loop stands still meanwhile, and so hears nothing of it.
+    with open(fifo) as file:
+        family = list(map(int, file.read().split()))
+    creation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creation
+    assert await settle(lambda: not any(map(is_alive, family)))

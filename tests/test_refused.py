@@ -17,6 +17,7 @@ from programs import WINDOWS
 if WINDOWS:
     pytest.skip("not on Windows: clone()", allow_module_level=True)
 
+import seccomp
 from aside import Aside
 from conftest import FUSE, settle, subjects
 from preload import preload
@@ -155,3 +156,54 @@ run(main())
 @pytest.mark.root
 def test_in_a_pids_cgroup(own: Aside, tmp_path: Path, pids_cgroup: Path) -> None:
     own.run(COMMON + IN_CGROUP, pids_cgroup, LD_PRELOAD=preload(tmp_path))
+
+
+UNWATCHED = """
+import ctypes, seccomp
+from aside import is_alive
+from aioproc._backends import current
+fifo = sys.argv[1]
+os.mkfifo(fifo)
+assert current().name == ("pure" if subject == "pure" else "native")
+command = 'sleep 1000 & echo $$ $! >"$1"; echo >"$2"; wait'
+pids = os.path.join(os.path.dirname(fifo), "pids")
+
+async def main():
+    await aioproc.run("true")
+    if subject == "pure":
+        pidfd_open = os.pidfd_open
+
+        def after_the_child(*args):
+            with open(fifo) as file:
+                file.read()
+            return pidfd_open(*args)
+
+        os.pidfd_open = after_the_child
+    else:
+        ctypes.CDLL(None).setenv(b"WAIT_AFTER_SPAWN", os.fsencode(fifo), 1)
+    seccomp.deny({"pidfd_open": errno.ENOMEM})
+    try:
+        await aioproc.run("/bin/sh", "-c", command, "sh", pids, fifo)
+    except OSError as error:
+        assert error.errno == errno.ENOMEM, error
+    else:
+        raise AssertionError("not refused")
+    with open(pids) as file:
+        family = list(map(int, file.read().split()))
+    assert len(family) == 2
+    assert await settle(lambda: not any(map(is_alive, family)))
+
+run(main())
+"""
+
+
+@pytest.mark.skipif(not seccomp.SUPPORTED, reason="no numbers, or no ctypes")
+@pytest.mark.parametrize("subject", ["portable", "pure"])
+def test_what_it_has_started_by_then(
+    request: pytest.FixtureRequest, subject: str, tmp_path: Path
+) -> None:
+    """A child that runs already, and cannot be watched: it is ended with its group."""
+    if subject not in subjects(request.config):
+        pytest.skip("waived")
+    environment = {"LD_PRELOAD": preload(tmp_path)} if subject == "portable" else {}
+    Aside(subject).run(UNWATCHED, tmp_path / "fifo", **environment)

@@ -791,3 +791,24 @@ async def test_in_any_thread(aioproc: Any) -> None:
     thread.start()
     thread.join()
     assert outputs == [b"here"]
+
+
+@everywhere
+@posix_only("descriptors that can be replaced")
+async def test_input_that_cannot_be_written(aioproc: Any) -> None:
+    """Other than by a child that reads no more: what it has seen is not all there was."""
+    from aioproc._backends.posix import pipes
+
+    came = asyncio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"first\n"
+        await came.wait()
+        [(fd, _)] = [(fd, end) for fd, end in pipes._open.items() if hasattr(end, "write")]
+        with open(os.devnull, "rb") as file:
+            os.dup2(file.fileno(), fd)
+        yield b"second\n"
+
+    with pytest.raises(OSError, match="Bad file descriptor") as info:
+        await aioproc.run(*CAT, input=chunks(), on_output=lambda *_: came.set())
+    assert aioproc.partial_result(info.value).stdout == b"first\n"

@@ -160,3 +160,33 @@ run(main(int(sys.argv[1])))
 @pytest.mark.parametrize("count", [210, pytest.param(10_000, marks=pytest.mark.heavy)])
 def test_runs_in_a_row_leave_nothing(aside: Aside, count: int) -> None:
     aside.run(MANY, count, fuse=600)
+
+
+REFUSED = """
+import resource
+
+async def main():
+    await aioproc.run(*CAT, input=b"hello")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
+    gc.disable()
+    for _ in range(100):
+        try:
+            await aioproc.run(*CAT, input=b"hello")
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+            error.itself = error  # and so its traceback, with all that is in its frames
+        else:
+            raise AssertionError("not refused")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    gc.collect()
+    for _ in range(100):
+        bytearray(1000)
+
+run(main())
+"""
+
+
+def test_input_of_what_was_refused_is_collected(aside: Aside) -> None:
+    """Python's collector cannot take a memoryview whose buffer somebody has, and crashes."""
+    aside.run(REFUSED)

@@ -159,7 +159,7 @@ LAYERS = {
     "_asyncio": {"_backends", *COMMON, "_spec", "_trees"},
     "_run": {"_backends", *COMMON, "_spec", "_trees"},
     "_job": {"_asyncio", "_backends", "_spec", "_trees"},
-    "_api": {"_asyncio", "_backends", "_notes", "_spec"},
+    "_api": {"_asyncio", "_backends", "_notes", "_spec", "_trees"},
     "_open": {"_api", "_asyncio", "_backends", "_messages", "_run", "_spec", "_text", "_trees"},
     "_install": {"_api", "_asyncio"},
     "_info": {".", "_backends"},

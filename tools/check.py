@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import signal
@@ -215,6 +216,20 @@ def cpython() -> None:
     run(sys.executable, "tools/cpython_tests.py", "--install")
 
 
+def faults(*words: str) -> Check:
+    """System calls that fail: all of them, or a sample."""
+
+    def check() -> str:
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            raise Skipped("Linux on x86_64 only")
+        if shutil.which("cc") is None:
+            raise Skipped("no C compiler")
+        own = ["--only", "pure"] if WITHOUT_EXTENSION else []
+        return run(sys.executable, "tools/faults.py", *words, *own).splitlines()[-1]
+
+    return check
+
+
 def suite() -> str:
     return pytest()
 
@@ -251,7 +266,8 @@ def seccomp() -> str:
     denied = [sys.executable, "tests/seccomp.py", "pidfd_open"]
     command = [sys.executable, "-m", "pytest", *WAIVED]
     # What builds and probes the native backend, which cannot be had in this way.
-    command += [f"--ignore=tests/test_{name}.py" for name in ("bench", "build", "denied")]
+    left_out = ("bench", "build", "denied", "reliability")
+    command += [f"--ignore=tests/test_{name}.py" for name in left_out]
     command += ["--deselect=tests/test_exits.py::test_this_is_where_statuses_survive"]
     return run_tests(*denied, *command, env={"AIOPROC_BACKEND": "pure"})
 
@@ -263,6 +279,20 @@ def strict() -> str:
 
 def heavy() -> str:
     return pytest("-m", "heavy")
+
+
+def soak() -> None:
+    """Children of all kinds, and what can come between: two minutes."""
+    if sys.platform != "linux":
+        raise Skipped("Linux only")
+    run(sys.executable, "tools/soak.py")
+
+
+def mutants() -> str:
+    """Planted mistakes, which the tools have to notice."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or WITHOUT_EXTENSION:
+        raise Skipped("Linux on x86_64 with the extension only")
+    return run(sys.executable, "tools/mutants.py").splitlines()[-1]
 
 
 def cpython_more() -> None:
@@ -277,7 +307,8 @@ def copy_of_tree() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
         copy = Path(directory) / "aioproc"
         ignore = shutil.ignore_patterns(
-            "*.so", ".git", ".venv*", ".cache", ".*_cache", "build", "dist", "__pycache__"
+            *("*.so", ".git", ".venv*", ".cache", ".*_cache", ".hypothesis"),
+            *("build", "dist", "__pycache__"),
         )
         shutil.copytree(ROOT, copy, ignore=ignore)
         yield copy
@@ -312,7 +343,8 @@ def sanitizers() -> str:
     testing = {
         "AIOPROC_BACKEND": "native",
         "LD_PRELOAD": runtimes("libasan.so", "libubsan.so"),
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        # Programs of tests end by SIGSEGV, and are to be seen to.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     # ASan ends a program that runs out of memory, and keeps for a while what is freed.
@@ -322,7 +354,10 @@ def sanitizers() -> str:
     ]
     with copy_of_tree() as tree:
         run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
-        return pytest(*left_out, cwd=tree, env=testing)
+        summary = pytest(*left_out, cwd=tree, env=testing)
+        words = ["--seconds", "60", "--any-memory", "--loop", "asyncio"]
+        run(sys.executable, "tools/soak.py", *words, cwd=tree, env=testing)
+        return summary
 
 
 def kqueue() -> str:
@@ -430,6 +465,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
     if not WITHOUT_EXTENSION:
         checks["build"] = build
     checks |= {"lint": lint, "types": types, "docs": docs, "demo": demo, "cpython": cpython}
+    # Enough of them that a new fault of a frequent kind is met within a few runs; the rest
+    # is drawn by each day's seed.
+    checks["faults"] = faults("--seconds", "40", "--seed", time.strftime("%j"))
     if everything:
         checks |= {
             "native": forced("AIOPROC_BACKEND", "native"),
@@ -441,6 +479,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "strict": strict,
             "heavy": heavy,
             "sanitizers": sanitizers,
+            "faults-all": faults(),
+            "soak": soak,
+            "mutants": mutants,
             "kqueue": kqueue,
             "sdist": sdist,
             "emscripten": emscripten,

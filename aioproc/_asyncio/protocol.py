@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from .._backends.base import READS_NO_MORE
 from .._sink import Sink
 from .streams import StreamReader
 from .transport import SubprocessTransport
@@ -197,9 +198,9 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
 
         MemoryError, or what broke a pipe: all of it stays where it is.
         """
-        for fd in (1, 2):
-            if fd in self._errors and fd in self._pipes:
-                raise self._errors[fd]
+        for fd, error in self._errors.items():
+            if fd in self._pipes and not (fd == 0 and isinstance(error, READS_NO_MORE)):
+                raise error
         outputs: list[Any] = [None, None]
         readers = []
         for fd in (1, 2):

@@ -25,6 +25,9 @@ logger = logging.getLogger("aioproc")
 #: system can do.
 NOT_NOW = (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
+#: That a child does not read all of what is written for it is the child's own affair.
+READS_NO_MORE = (BrokenPipeError, ConnectionResetError)
+
 
 #: A program that was written a moment ago cannot be executed while any process holds it
 #: open for writing, be it a child of another thread on its way to its exec (ETXTBSY;

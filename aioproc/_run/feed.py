@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from .._backends.base import WriteEnd, logger
+from .._backends.base import READS_NO_MORE, WriteEnd, logger
 from .._sink import BULKY, CHUNK, LOOK_AGAIN
 
 #: Bytes of one read of a file.
@@ -24,8 +24,10 @@ class Feed:
     _closing = False
     _try_due = False
 
-    def __init__(self, end: WriteEnd) -> None:
+    def __init__(self, end: WriteEnd, failed: Callable[[Exception], None]) -> None:
+        """failed: called if it cannot be written, though somebody may read it."""
         self._end = end
+        self._failed = failed
 
     def send_all(self, data: memoryview) -> bool:
         """Writes and closes. Whether all of it has gone out already."""
@@ -88,8 +90,10 @@ class Feed:
                 budget -= n
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError:  # EPIPE: it reads no more
+        except OSError as error:
             self.close()
+            if not isinstance(error, READS_NO_MORE):
+                self._failed(error)
             return
         self._left = left
         if not len(left):

@@ -53,6 +53,9 @@ MOST_DRAINS = 10
 MOST_FOR_TASKS = 5.0
 #: Seconds between two looks at callbacks that are busy.
 BUSY_PAUSE = 0.05
+#: Seconds after which a command for which there was no room is tried again, though none of
+#: the others has ended: somebody else may have given descriptors back. At first, and at most.
+SHORT_PAUSE, LONGEST_SHORT_PAUSE = 0.1, 2.0
 
 NOTHING_DROPPED = (0, 0)
 
@@ -244,7 +247,7 @@ class Run:
         self._terminal = child.terminal
         child.stdin = child.stdout = child.stderr = child.terminal = None
         if stdin is not None and self._terminal is None:
-            self._feed = Feed(stdin)
+            self._feed = Feed(stdin, self._fail)
             if settings.data is not None:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
             else:
@@ -638,7 +641,7 @@ class Run:
     def _forget(self) -> None:
         """Lets go of what holds us, and of errors, whose tracebacks do: no cycle is left to the
         garbage collector. The output, of any size, would stay until it comes."""
-        self._child = self._cancelled = self._error = None
+        self._child = self._cancelled = self._error = self._feed = None
         self._outputs = self._listeners = ()
 
     def _conclude(self, reason: Any) -> CompletedProcess[Any]:
@@ -753,6 +756,10 @@ async def perform(settings: Settings) -> CompletedProcess[Any]:
         limiter.release()
 
 
+def _sooner(time: float, end: float | None) -> float:
+    return time if end is None else min(time, end)
+
+
 async def attempt(
     settings: Settings,
     make: Callable[..., Run] | None = None,
@@ -763,18 +770,19 @@ async def attempt(
     """Runs a command; again if what speaks against it may be over in a moment.
 
     make: makes the Run. limiter: one of its slots has been taken for it; if there is no room
-    for another child, it waits for the end of one of the others. began: see Run; default:
-    each attempt has a beginning of its own.
+    for another child, it waits for the end of one of the others, or a while. began: see Run;
+    default: each attempt has a beginning of its own.
     """
     loop = asyncio.get_running_loop()
     pauses = iter(TEXT_BUSY_PAUSES)
     has_waited = False
+    patience = SHORT_PAUSE
     end = None
     if began is not None and settings.timeout is not None:
         end = began[0] + settings.timeout
     if limiter is not None and limiter.is_short and limiter.has_others:
         # Those who have waited come first.
-        has_waited = await limiter.room(end)
+        has_waited = await limiter.room(_sooner(loop.time() + patience, end))
     while True:
         run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
         if end is not None and loop.time() >= end:
@@ -795,7 +803,9 @@ async def attempt(
             await asyncio.sleep(pause)
         else:
             assert limiter is not None
-            has_waited = await limiter.room(end, again=has_waited)
+            await limiter.room(_sooner(loop.time() + patience, end), again=has_waited)
+            has_waited = True
+            patience = min(2 * patience, LONGEST_SHORT_PAUSE)
 
 
 class Told(Run):

@@ -295,6 +295,11 @@ int ap_orphan_count(void);
  * block. */
 int ap_reap_orphans(ap_completion *completions, int n);
 
+/* What there is of us, for those who look for leaks: children that have a token, and blocks of
+ * memory that children were made in and may be running in. */
+int ap_child_count(void);
+int ap_plan_count(void);
+
 /* To be called in the child after a fork(): closes our descriptors and forgets
  * everything, without touching the parent's children and registrations. No port may be
  * used afterwards. */

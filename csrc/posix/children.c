@@ -207,6 +207,15 @@ int ap_orphan_count(void) {
   return count;
 }
 
+int ap_child_count(void) {
+  int count = 0;
+  pthread_mutex_lock(&ap_lock);
+  for (uint32_t i = 1; i <= token_slots(); i++)
+    if (child_in_slot(i)) count++;
+  pthread_mutex_unlock(&ap_lock);
+  return count;
+}
+
 int ap_reap_orphans(ap_completion *completions, int n) {
   ap_child *last = NULL;
   int count = 0, looks = n;

@@ -52,6 +52,7 @@ struct kept_block {
 static kept_block *kept;
 static int kept_count;
 static size_t kept_bytes;
+static int given_count; /* that are in use */
 
 /* At least *size bytes, and in *size how many. NULL: no memory. From mmap and not from
  * malloc: a child runs in it, and whoever watches over a heap (proot, valgrind) has no
@@ -64,17 +65,24 @@ static void *block_take(size_t *size) {
     *link = block->next;
     kept_count--;
     kept_bytes -= block->size;
+    given_count++;
     pthread_mutex_unlock(&ap_lock);
     *size = block->size;
     return block;
   }
+  given_count++;
   pthread_mutex_unlock(&ap_lock);
   *size = (*size + PAGE - 1) & ~(size_t)(PAGE - 1);
   void *fresh = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
-  return fresh == MAP_FAILED ? NULL : fresh;
+  if (fresh != MAP_FAILED) return fresh;
+  pthread_mutex_lock(&ap_lock);
+  given_count--;
+  pthread_mutex_unlock(&ap_lock);
+  return NULL;
 }
 
 static void block_give(void *memory, size_t size) {
+  given_count--;
   if (kept_count == MOST_KEPT || kept_bytes + size > MOST_BYTES) {
     munmap(memory, size);
     return;
@@ -174,4 +182,11 @@ void plan_keep(ap_plan *plan, int result_fd) {
   if (!placed) keep[n++] = result_fd;
   plan->keep_count = n;
   plan->result_fd = result_fd;
+}
+
+int ap_plan_count(void) {
+  pthread_mutex_lock(&ap_lock);
+  int count = given_count;
+  pthread_mutex_unlock(&ap_lock);
+  return count;
 }

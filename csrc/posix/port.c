@@ -201,10 +201,15 @@ int ap_release(int64_t token, ap_completion *out) {
   if (child) {
     child->held = false;
     result = 0;
-    if (child->told && child_advance(child, out) == ADVANCE_ENDED) {
-      result = 1;
-      if (child->port) forget(child->port, child);
-      child_free(child);
+    if (child->told) {
+      if (child_advance(child, out) == ADVANCE_ENDED) {
+        result = 1;
+        if (child->port) forget(child->port, child);
+        child_free(child);
+      } else if (child->port) {
+        /* Another wait takes it just now, and its status is about to appear. */
+        look_later(child->port, child, patience(child));
+      }
     }
   }
   pthread_mutex_unlock(&ap_lock);

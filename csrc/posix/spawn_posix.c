@@ -237,6 +237,14 @@ static int reserve_number(void) {
   return fd < 0 ? -errno : fd;
 }
 
+/* Ends a child that nobody is going to hear of, with what it may have started by now. */
+static void see_off(const ap_child *child, const ap_request *request) {
+  bool leads = request->flags & AP_SETSID ||
+               (request->flags & AP_SETPGID && request->process_group == 0);
+  if (!leads || kill(-child->pid, SIGKILL) < 0) kill(child->pid, SIGKILL);
+  while (waitpid(child->pid, NULL, 0) < 0 && errno == EINTR) continue;
+}
+
 int spawn_posix(ap_child *child, ap_request *request, const char *strings,
                 const int32_t *pass_fds) {
   posix_spawn_file_actions_t actions;
@@ -284,8 +292,7 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
   if (result == -ESRCH) {
     result = 0; /* taken by another wait already: its status is lost */
   } else if (result < 0) {
-    kill(child->pid, SIGKILL);
-    while (waitpid(child->pid, NULL, 0) < 0 && errno == EINTR) continue;
+    see_off(child, request);
   }
 
 finish:

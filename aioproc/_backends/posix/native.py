@@ -15,6 +15,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from signal import SIGKILL
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from .environment import inherited
 from .limited import Prctl, refuse
 from .native_limits import c_limits, check_thread
 from .pipes import Stdio, is_uvloops, make_blocking
-from .popen import popen, see_off
+from .popen import leads_group, popen, see_off
 from .terminals import open_terminal
 
 if TYPE_CHECKING:
@@ -600,6 +601,11 @@ class PosixBackend(WithoutJobs):
                 port.abandon(request.token)
             raise
         finally:
+            if data is not None:
+                # An error's traceback holds us, and may be in a cycle. Python's collector
+                # would then clear the memoryview first, under what has taken its buffer, and
+                # crash at the release of that.
+                ffi.release(data)
             if request.text:
                 lib.ap_text_free(request.text)
 
@@ -621,10 +627,12 @@ class PosixBackend(WithoutJobs):
             port.children[token] = child
             return child
         except BaseException:
-            if token > 0:
-                port.abandon(token)
+            if token <= 0:
+                see_off(pid, spec)
             else:
-                see_off(pid)
+                if leads_group(spec):
+                    lib.ap_signal_group(token, SIGKILL, group_by)
+                port.abandon(token)
             raise
 
     def _request(

@@ -26,6 +26,7 @@ except ImportError:  # Emscripten, WASI: nothing will be spawned
 
 if TYPE_CHECKING:
     from ..._spec.spec import SpawnSpec
+    from .pure_child import PureChild
 
 
 def _in_group(group: int, preexec_fn: Any) -> Any:
@@ -37,10 +38,29 @@ def _in_group(group: int, preexec_fn: Any) -> Any:
     return in_child
 
 
-def see_off(pid: int) -> None:
-    """Kills a child that nothing watches, and waits for its end."""
+def leads_group(spec: SpawnSpec) -> bool:
+    """Whether the child leads a process group, of all that it may have started by now."""
+    return spec.start_new_session or spec.process_group == 0
+
+
+def end_group(child: PureChild) -> None:
+    """Of a child that is given up."""
+    try:
+        child.signal_group(signal.SIGKILL)
+    except OSError:
+        pass  # gone, or running setuid
+
+
+def see_off(pid: int, spec: SpawnSpec) -> None:
+    """Kills a child that nothing watches, with what it may have started by now if it leads a
+    group, and waits for its end."""
     try:
         if os.waitpid(pid, os.WNOHANG)[0] == 0:  # else the number may be another's by now
+            if leads_group(spec):
+                try:
+                    os.killpg(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # it does not lead it yet
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     except ChildProcessError:
@@ -176,7 +196,7 @@ def popen(spec: SpawnSpec, fds: list[int], prctl: Prctl | None) -> int:
         close_all(ends, os.close)
         if getattr(process, "pid", None) and process.returncode is None:
             process.returncode = 0
-            see_off(process.pid)
+            see_off(process.pid, spec)
         other = _by_name(spec, error) if limited_too else None
         if other is not None:
             raise other from None

@@ -138,10 +138,14 @@ class _Proc:
         self._files.remove(fd)
         if len(self._spare) < _SPARE:
             # In one step: no other thread can take the place meanwhile.
-            os.dup2(self.root, fd, inheritable=False)
-            self._spare.append(fd)
-        else:
-            os.close(fd)
+            try:
+                os.dup2(self.root, fd, inheritable=False)
+            except OSError:
+                pass  # EBUSY, EINTR (dup(2)): fd is as it was, and is closed instead
+            else:
+                self._spare.append(fd)
+                return
+        os.close(fd)
 
     def _read(self, name: str, where: int, most: int) -> bytes:
         fd = self._open(name, where)

@@ -57,9 +57,12 @@ def open_terminal(stdio: Stdio, spec: SpawnSpec, loop: asyncio.AbstractEventLoop
     os.set_blocking(master, False)  # of what both of them are copies of
     set_size(slave, *spec.terminal)
     if not spec.echo:
-        attributes = termios.tcgetattr(slave)
-        attributes[3] &= ~termios.ECHO
-        termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        try:
+            attributes = termios.tcgetattr(slave)
+            attributes[3] &= ~termios.ECHO
+            termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        except termios.error as error:  # which is no OSError
+            raise OSError(*error.args) from None
     if spec.user is not None:
         try:
             os.fchown(slave, spec.user, -1)  # for those who open it by its name
