@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -181,7 +182,7 @@ async def open_transport(
         transport = SubprocessTransport(loop, protocol, child, spec)
         if debug:
             logger.debug("process %r created: pid %s", program, child.pid)
-        transport.start()
+        transport._start()
         if debug:
             logger.info("%s: %r", what, transport)
         return transport
@@ -216,57 +217,87 @@ async def create_subprocess_exec(
     limit: int | None = None,
     **kwds: Any,
 ) -> Process:
-    """Starts a program and returns once its exec has worked.
+    """Start a program, and return its process.
 
-    program, args: str, bytes or path-like; a program without a directory is looked for
-        in PATH, that of `env` if given.
-    stdin, stdout, stderr: None (inherit), PIPE, DEVNULL, a file descriptor or an object
-        with fileno(); for stderr also STDOUT.
-    limit: bytes. None (default): lines of any length. A number: readline() and
-        readuntil() raise for longer ones, as asyncio's do with its default of 65536.
-    tree: bool. Whether what the child starts is to be signalled and ended together with
-        it: by send_signal(tree=True), kill_tree() and `async with`. Such a child gets a
-        variable AIOPROC_TREE in its environment and, unless stdin is inherited or
-        start_new_session or process_group are given, a session of its own: without our
-        terminal and its Ctrl-C. On Windows it is put into a job object, and its session is a
-        process group (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there.
-        Not in asyncio. (docs/semantics.md, "Trees")
-    pty: True or (rows, columns), or an os.terminal_size. A terminal of its own is the child's
-        stdin, stdout and stderr, which may not be given then, and controls a new session.
-        process.stdin is what is typed there, process.stdout what is to be seen, and
-        process.stderr None. stdin.write_eof() types Ctrl-D, and more may follow;
-        stdin.close() does so for the last time. resize() changes the size, which is 24 rows of
-        80 columns by default. The terminal is hung up when the process has ended and its
-        output has, or when nobody holds the process; `async with` and stop() begin with SIGHUP.
-        Not on Windows (NotImplementedError); OSError where there is none to
-        be had. Not in asyncio. (docs/semantics.md, "Terminals")
-    echo: bool. Whether the terminal shows what is typed, as terminals do. Not in asyncio.
-    rlimits, nice, cpu_affinity, oom_score_adj, no_new_privs, die_with_parent: what the child may
-        use and do, from its program's first instruction; ValueError where the platform or the
-        backend has no such thing, OSError that names the option where it is refused. Not in
-        asyncio. (docs/semantics.md, "Limits")
-        rlimits: {"nofile": 256} or {"nofile": (soft, hard)}, by the names of `resource`; on
-            Windows job_memory (bytes), job_processes and job_cpu_rate (per cent).
-        nice: the nice value, -20 to 19; on Windows also the name of a priority class.
-        cpu_affinity: the numbers of the CPUs that it may use.
+    It returns once the program has begun (its exec has worked). With the native backends of
+    Linux and Windows the event loop goes on meanwhile; elsewhere, and with `preexec_fn`, it
+    waits for the exec, as asyncio's does. Cancelling it kills and reaps a child that has been
+    made.
+
+    Args:
+        program: str, bytes or path-like. Without a directory it is looked for in PATH, that
+            of `env` if given.
+        *args: Its arguments, one by one: str, bytes or path-like.
+        stdin: None (default: inherit ours), PIPE, DEVNULL, a file descriptor, or an object
+            with ``fileno()``.
+        stdout: The same.
+        stderr: The same, or STDOUT.
+        limit: The longest line in bytes, beyond which readline() and readuntil() raise, as
+            asyncio's do with its default of 65536. None (default): lines of any length.
+        tree: Whether what the child starts is signalled and ended together with it, by
+            ``send_signal(tree=True)``, ``kill_tree()`` and ``async with``. Such a child gets
+            a variable AIOPROC_TREE in its environment and, unless stdin is inherited or
+            start_new_session or process_group are given, a session of its own: without our
+            terminal and its Ctrl-C. Not in asyncio.
+        pty: True, (rows, columns) or an os.terminal_size: a terminal of its own is the
+            child's stdin, stdout and stderr, which may not be given then, and controls a new
+            session. ``process.stdin`` is what is typed there, ``process.stdout`` what is to
+            be seen, and ``process.stderr`` None. ``stdin.write_eof()`` types Ctrl-D, and more
+            may follow; ``stdin.close()`` does so for the last time. The terminal is hung up
+            when the process and its output have ended, or when nobody holds the process;
+            ``async with`` and stop() begin with SIGHUP. The size is 24 rows of 80 columns
+            by default. Not in asyncio.
+        echo: Whether the terminal shows what is typed, as terminals do. Not in asyncio.
+        rlimits: ``{"nofile": 256}`` or ``{"nofile": (soft, hard)}``, by the names of
+            :mod:`resource`; on Windows job_memory (bytes), job_processes and job_cpu_rate
+            (per cent). This and the next five hold from the program's first instruction;
+            they are not in asyncio.
+        nice: The nice value, -20 to 19; on Windows also the name of a priority class.
+        cpu_affinity: The numbers of the CPUs that it may use.
         oom_score_adj: -1000 to 1000; 1000 is the first to be killed for want of memory.
-        no_new_privs: bool. Whether a setuid program and the like get no more rights.
-        die_with_parent: bool. Whether it is killed when this process ends, in whatever way.
-    kwds: those of subprocess.Popen that asyncio takes: executable, cwd, env, close_fds,
-        pass_fds, start_new_session, process_group, user, group, extra_groups, umask,
-        preexec_fn, restore_signals, pipesize, bufsize=0; on Windows also startupinfo and
-        creationflags (docs/semantics.md says what differs there).
+        no_new_privs: Whether setuid programs and the like get no more rights.
+        die_with_parent: Whether it is killed when this process ends, in whatever way.
+        executable: The file to execute, in place of the one that `program` names.
+        cwd: The directory to run it in.
+        env: All of its environment. Default: ours.
+        close_fds: Whether it gets no descriptors but 0, 1, 2 and `pass_fds` (default: True).
+        pass_fds: Descriptors that it gets. POSIX.
+        start_new_session: Whether it calls setsid(). POSIX.
+        process_group: The group that it joins; 0: a new one. POSIX.
+        user: The user that it runs as: a name or a number. POSIX.
+        group: The group that it runs as, in the same way. POSIX.
+        extra_groups: Its supplementary groups. POSIX.
+        umask: Its umask. POSIX.
+        preexec_fn: What is called in the child before the exec. The event loop waits for it,
+            and memory is copied. POSIX.
+        restore_signals: Whether SIGPIPE and SIGXFSZ, which Python ignores, have their default
+            action (default: True). POSIX.
+        pipesize: How many bytes its pipes hold. Linux.
+        startupinfo: A subprocess.STARTUPINFO. Windows.
+        creationflags: Flags of CreateProcess. Windows.
+        **kwds: `bufsize`, `universal_newlines`, `shell`, `text`, `encoding` and `errors` may be
+            given the values that asyncio allows, which change nothing.
 
-    Raises what Popen raises, before anything is left behind: OSError (FileNotFoundError,
-    PermissionError, ...) with the filename, ValueError, TypeError; where there are no
-    processes (Emscripten, WASI) OSError with ENOTSUP. RuntimeError if AIOPROC_BACKEND or
-    AIOPROC_STRATEGY asks for what is not to be had. Cancelling it kills and reaps a child
-    that has been made.
+    Returns:
+        The :class:`Process`.
 
-    The loop goes on while the program is loaded with the native backends of Linux and
-    Windows; elsewhere, and with `preexec_fn`, it waits until the exec, as asyncio's does.
+    Raises:
+        OSError: It could not be started: FileNotFoundError, PermissionError and so on, with
+            the ``filename``. Nothing is left behind. Where a limit is refused, the message
+            names it. Where there are no processes (Emscripten, WASI) the errno is ENOTSUP.
+        ValueError, TypeError: Arguments that cannot be taken, or that this platform or backend
+            does not have.
+        NotImplementedError: `pty` on Windows.
+        RuntimeError: AIOPROC_BACKEND or AIOPROC_STRATEGY asks for what is not to be had.
 
-    Source: asyncio.create_subprocess_exec and subprocess.Popen in Python's documentation.
+    Platforms:
+        On Windows a tree is a job object, and its session a process group
+        (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there. What limits
+        there are is in docs/semantics.md, "Limits".
+
+    Source:
+        :func:`asyncio.create_subprocess_exec`, :class:`subprocess.Popen`. For what is not
+        asyncio's: setrlimit(2), nice(2), sched_setaffinity(2), prctl(2), pty(7).
     """
     spec = _exec_spec(
         "create_subprocess_exec", program, args, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
@@ -286,10 +317,29 @@ async def create_subprocess_shell(
     limit: int | None = None,
     **kwds: Any,
 ) -> Process:
-    """Runs a command in the shell (/bin/sh, on Windows %COMSPEC%; or `executable`).
+    """Start a command line in a shell, and return its process: the shell.
 
-    cmd: str or, not on Windows, bytes; ValueError or TypeError for anything else. Quoting
-    is the caller's: shlex.quote (not for Windows). The rest as create_subprocess_exec.
+    Args:
+        cmd: What the shell is to do: str or, not on Windows, bytes. Quoting is the caller's:
+            :func:`shlex.quote` (not for Windows).
+        stdin: As create_subprocess_exec()'s; so are the others.
+        stdout: The same.
+        stderr: The same.
+        limit: The same.
+        **kwds: As the keyword arguments of :func:`create_subprocess_exec`; `executable` is
+            another shell.
+
+    Returns:
+        The :class:`Process`.
+
+    Raises:
+        OSError, ValueError, TypeError: As create_subprocess_exec().
+
+    Platforms:
+        The shell is /bin/sh, on Windows %COMSPEC%.
+
+    Source:
+        :func:`asyncio.create_subprocess_shell`.
     """
     spec = _shell_spec(
         "create_subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds
@@ -314,12 +364,31 @@ async def subprocess_exec(
     stderr: Stream = PIPE,
     **kwds: Any,
 ) -> tuple[SubprocessTransport, P]:
-    """The low-level form: a transport and a protocol, as loop.subprocess_exec returns.
+    """Start a program for a protocol, as the method of asyncio's event loops does.
 
-    The protocol gets connection_made, pipe_data_received, pipe_connection_lost,
-    process_exited, and connection_lost after the exit and the end of all pipes. All
-    streams are pipes by default; with `pty`, the terminal, whose output is that of descriptor
-    1. Keywords and errors as create_subprocess_exec.
+    The protocol's connection_made, pipe_data_received, pipe_connection_lost and
+    process_exited are called, and connection_lost after the exit and the end of all pipes.
+
+    Args:
+        protocol_factory: Called without arguments; returns an
+            :class:`asyncio.SubprocessProtocol`.
+        program: As create_subprocess_exec()'s; so are the others.
+        *args: The same.
+        stdin: The same, but PIPE by default.
+        stdout: The same, but PIPE by default.
+        stderr: The same, but PIPE by default.
+        **kwds: As the keyword arguments of :func:`create_subprocess_exec`, without limit. With
+            `pty` there is the terminal in place of the pipes; its output is that of
+            descriptor 1.
+
+    Returns:
+        (transport, protocol): a :class:`SubprocessTransport`, and what the factory made.
+
+    Raises:
+        OSError, ValueError, TypeError: As create_subprocess_exec().
+
+    Source:
+        ``loop.subprocess_exec`` in asyncio's documentation.
     """
     stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _exec_spec(
@@ -342,8 +411,46 @@ async def subprocess_shell(
     stderr: Stream = PIPE,
     **kwds: Any,
 ) -> tuple[SubprocessTransport, P]:
-    """subprocess_exec for a shell command, as loop.subprocess_shell."""
+    """Start a command line in a shell for a protocol; see :func:`subprocess_exec`.
+
+    Args:
+        protocol_factory: As subprocess_exec()'s.
+        cmd: As create_subprocess_shell()'s.
+        stdin: As subprocess_exec()'s; so are the others.
+        stdout: The same.
+        stderr: The same.
+        **kwds: The same.
+
+    Returns:
+        (transport, protocol).
+
+    Raises:
+        OSError, ValueError, TypeError: As create_subprocess_exec().
+
+    Source:
+        ``loop.subprocess_shell`` in asyncio's documentation.
+    """
     stdin, stdout, stderr = _unless_terminal(kwds, stdin, stdout, stderr)
     spec = _shell_spec("subprocess_shell", cmd, stdin=stdin, stdout=stdout, stderr=stderr, **kwds)
     protocol = protocol_factory()
     return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
+
+
+def _show_keywords() -> None:
+    """help() and editors show all keywords, which these functions only hand on."""
+    judged = inspect.signature(SpawnSpec.build).parameters.values()
+    functions: list[Any] = [create_subprocess_exec, create_subprocess_shell]
+    functions += [subprocess_exec, subprocess_shell]
+    for function in functions:
+        signature = inspect.signature(function)
+        own = dict(signature.parameters)
+        kwds = own.pop("kwds")
+        more = [
+            one
+            for one in judged
+            if one.kind is one.KEYWORD_ONLY and one.name != "shell" and one.name not in own
+        ]
+        function.__signature__ = signature.replace(parameters=[*own.values(), *more, kwds])
+
+
+_show_keywords()

@@ -119,21 +119,25 @@ def _wanted() -> dict[Name, Any]:
 
 
 def install(*, limit: int | None = ASYNCIO_LIMIT) -> None:
-    """Has aioproc serve asyncio's subprocess functions, for all code in this process.
+    """Have aioproc serve asyncio's subprocess functions, for all code in this process.
 
-    Covers asyncio.create_subprocess_exec and create_subprocess_shell, also where they
-    were imported before; the methods subprocess_exec and subprocess_shell of asyncio's
-    loops, uvloop's and winloop's; and asyncio.subprocess.Process. Children that exist
-    already stay what they are.
+    That covers :func:`asyncio.create_subprocess_exec` and
+    :func:`asyncio.create_subprocess_shell`, also where they were imported before; the methods
+    subprocess_exec and subprocess_shell of asyncio's loops, uvloop's and winloop's; and
+    :class:`asyncio.subprocess.Process`. Children that exist already stay what they are.
 
-    limit: bytes; what a call gets that does not ask for a limit. The default is
-    asyncio's, 65536, with asyncio's errors for longer lines: nothing changes for
-    programs that count on them. None: lines of any length, also for libraries that
-    never thought of a limit. (A call that asks for exactly 65536 cannot be told from
-    one that does not ask.)
+    Calling it again is harmless, and changes the limit. A loop class whose methods cannot be
+    replaced is left out with a RuntimeWarning.
 
-    Calling it again is harmless, and changes the limit. A loop class whose methods
-    cannot be replaced is left out with a RuntimeWarning.
+    Args:
+        limit: The longest line in bytes, for calls that do not ask for a limit. The default
+            is asyncio's, with asyncio's errors for longer lines: nothing changes for programs
+            that count on them. None: lines of any length, also for libraries that never
+            thought of a limit. (A call that asks for exactly 65536 cannot be told from one
+            that does not ask.)
+
+    Raises:
+        ValueError: The limit is not positive.
     """
     global _limit
     if limit is not None and limit <= 0:
@@ -159,10 +163,12 @@ def install(*, limit: int | None = ASYNCIO_LIMIT) -> None:
 
 
 def uninstall() -> None:
-    """Restores exactly what was there before install(); harmless if that was not called.
+    """Restore exactly what was there before install().
 
-    Children that exist already stay ours. RuntimeError, and nothing is changed, if
-    somebody has replaced one of the same names since.
+    It is harmless if that was not called. Children that exist already stay aioproc's.
+
+    Raises:
+        RuntimeError: Somebody has replaced one of the same names since. Nothing is changed.
     """
     with _lock:
         for (holder, attribute), replacement in _replacements.items():
@@ -192,11 +198,17 @@ def is_installed() -> bool:
 
 @contextmanager
 def installed(*, limit: int | None = ASYNCIO_LIMIT) -> Iterator[None]:
-    """install() for a block. It concerns the whole process, not this task or thread.
-    (Whether it is in effect tells is_installed().)
+    """Return a context manager that installs for a block of code, and uninstalls after it.
 
-    Inside a block of the same kind, or after install(), it only sets the limit and puts
-    the former one back.
+    It concerns the whole process, and not only this task or thread. (Whether aioproc is
+    installed is what :func:`is_installed` tells.) Inside a block of the same kind, or after
+    install(), it only sets the limit and puts the former one back.
+
+    Args:
+        limit: As that of :func:`install`.
+
+    Raises:
+        ValueError, RuntimeError: As install() and uninstall().
     """
     global _limit
     with _lock:

@@ -37,7 +37,7 @@ async def to_the_end(ending: asyncio.Task[None]) -> None:
 
 
 class Job:
-    """A job object of Windows: children, all that they start, and what that starts.
+    """A job object of Windows: children and everything that they start, as one.
 
     ``Process.terminate()`` ends one process there, and what it has started goes on. A
     child that is made with a job's :meth:`startupinfo` is in the job from its first
@@ -48,22 +48,29 @@ class Job:
                 "build & test", startupinfo=job.startupinfo())
             await asyncio.wait_for(process.wait(), timeout=60)
 
-    To be made while a loop runs. Its methods are for any thread, also after the loop was
-    closed, and wait() for any loop.
-
-    kill_on_close: whether the processes end with the job: when it is closed, or when our
-        own process ends, in whatever way (JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE). False:
-        closing it leaves them alone.
+    It is made while an event loop runs. Its methods may be called from any thread, also after
+    the loop was closed, and wait() in any loop.
 
     As a context manager, ``with`` closes the job. ``async with`` ends what is left, waits
     until the job is empty and closes it, however the block is left, also with
     kill_on_close=False; a second cancellation does not interrupt this. An exit may reach
     a Process a moment later: await its wait().
 
-    NotImplementedError: no Windows, or not the native backend. RuntimeError: no loop runs.
-    OSError: there is no job to be had. Not in asyncio.
+    Args:
+        kill_on_close: Whether the processes end with the job: when it is closed, or when our
+            own process ends, in whatever way. False: closing it leaves them alone.
 
-    Source: "Job Objects" in Microsoft's documentation.
+    Raises:
+        NotImplementedError: This is not Windows, or not the native backend.
+        RuntimeError: No event loop runs.
+        OSError: The system gives no job.
+
+    Platforms:
+        Windows, with the native backend.
+
+    Source:
+        "Job Objects" in Microsoft's documentation; kill_on_close is
+        JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE.
     """
 
     _job: Any = None
@@ -99,27 +106,36 @@ class Job:
 
     @property
     def handle(self) -> int:
-        """The handle's number, for other calls of Windows; not inheritable, and not to be
-        closed by others. ValueError when the job is closed."""
+        """The handle's number (int), for other calls of Windows.
+
+        It is not inheritable, and not to be closed by others. ValueError when the job is
+        closed.
+        """
         handle: int = self._job.handle
         return handle
 
     @property
     def active(self) -> int:
-        """How many processes are in the job now, also those that children have started.
-        ValueError when it is closed."""
+        """How many processes are in the job now (int), those that children have started
+        included. ValueError when it is closed."""
         active: int = self._job.active()
         return active
 
     def startupinfo(self, base: Any = None) -> Any:
-        """What create_subprocess_exec and its kin take as `startupinfo` for a child in this
-        job: a subprocess.STARTUPINFO, with the job in lpAttributeList["job_list"].
+        """Return what create_subprocess_exec() and its kin take as `startupinfo` for a child
+        in this job.
 
-        base: a STARTUPINFO to begin with, which stays as it is. With that of another job
-            the child is in both, this one nested in the other; where Windows cannot nest
-            them, creating the child raises OSError.
+        Args:
+            base: A STARTUPINFO to begin with, which stays as it is. With that of another job
+                the child is in both, this one nested in the other; where Windows cannot nest
+                them, creating the child raises OSError.
 
-        TypeError: base is something else. ValueError: the job is closed.
+        Returns:
+            A ``subprocess.STARTUPINFO`` with the job in ``lpAttributeList["job_list"]``.
+
+        Raises:
+            TypeError: base is something else.
+            ValueError: The job is closed.
         """
         info = own_startupinfo("base", base)
         int(self)  # not closed
@@ -129,11 +145,17 @@ class Job:
         return info
 
     def terminate(self, exit_code: int = 1) -> None:
-        """Ends all processes of the job at once (TerminateJobObject). None: no error.
+        """End all processes of the job at once. If there are none, that is no error.
 
-        exit_code: their returncode, 0 to 0xFFFFFFFF.
+        Args:
+            exit_code: Their returncode, 0 to 0xFFFFFFFF.
 
-        TypeError, OverflowError: not such a number. ValueError: the job is closed.
+        Raises:
+            TypeError, OverflowError: That is no such number.
+            ValueError: The job is closed.
+
+        Source:
+            TerminateJobObject in Microsoft's documentation.
         """
         if not isinstance(exit_code, int):
             raise TypeError(f"exit_code must be an integer, not {type(exit_code).__name__}")
@@ -142,10 +164,13 @@ class Job:
         self._job.terminate(exit_code)
 
     async def wait(self) -> None:
-        """Returns when there is no process in the job, at once if there is none now.
+        """Wait until there is no process in the job.
 
-        Any number of tasks may wait. Pipes play no part in it. ValueError when the job is
-        closed, before or meanwhile.
+        It returns at once if there is none now. Any number of tasks may wait. Pipes play no
+        part in it.
+
+        Raises:
+            ValueError: The job is closed, or has been closed meanwhile.
         """
         await self._until_empty(None)
 
@@ -159,8 +184,10 @@ class Job:
         )
 
     def close(self) -> None:
-        """Closes the handle; with kill_on_close the processes end, with exit code 1. Whoever
-        waits gets a ValueError. Harmless when closed already."""
+        """Close the handle. With kill_on_close the processes end, with exit code 1.
+
+        Whoever waits gets a ValueError. It is harmless when the job is closed already.
+        """
         self._job.close()
         wake(self._waiters)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from conftest import FUSE
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import release_files  # noqa: E402
+
+from tools.distribution import NAME, STEM  # noqa: E402
 
 PROGRAM = """
 import asyncio, sys, aioproc
@@ -277,9 +280,35 @@ def test_files_that_must_not_be_released(
     with pytest.raises(release_files.Wrong, match="missing: sdist, cp310-abi3 wheel for many"):
         release_files.check([wheel], release_files.WHEELS)
     version = wheel.name.split("-")[1]
-    other = repacked(wheel, f"aioproc-{version}-{tag}.whl", *changes)
+    other = repacked(wheel, f"{STEM}-{version}-{tag}.whl", *changes)
     with pytest.raises(release_files.Wrong, match=why):
         release_files.check([wheel, other])
+
+
+def test_what_must_not_be_published(pure_wheel: Path, copied: Callable[[Path], Path]) -> None:
+    wheel = copied(pure_wheel)
+    version = wheel.name.split("-")[1]
+    urls = release_files.metadata_of(wheel).get_all("Project-URL", [])
+    assert len(urls) >= 3
+    host = re.sub(r".*(//[^/]+/).*", r"\1", urls[0])
+    with pytest.raises(release_files.Wrong, match="not that of the tag"):
+        release_files.check_tag([wheel], "v99")
+    with pytest.raises(release_files.Wrong, match="no real address"):
+        release_files.check_tag(
+            [repacked(wheel, wheel.name, ("METADATA", host, "//pages.example.org/"))],
+            f"v{version}",
+        )
+    real = ("METADATA", host, "//docs.python.org/")
+    release_files.check_tag([repacked(wheel, wheel.name, real)], f"v{version}")
+    other = ("METADATA", f"Name: {NAME}", "Name: another")
+    with pytest.raises(release_files.Wrong, match="its name is another"):
+        release_files.check_tag([repacked(wheel, wheel.name, real, other)], f"v{version}")
+
+
+def test_the_distribution_is_named_in_one_place() -> None:
+    """And in its own extras, which pip has no other word for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert set(re.findall(r'"([\w.-]+)\[[\w,]+\]"', text)) == {NAME}
 
 
 #: Names as cibuildwheel gives them to the wheels of [tool.cibuildwheel].
@@ -297,13 +326,13 @@ PLATFORM_TAGS = {
 
 def test_what_a_release_must_have() -> None:
     wheels = {
-        (wheel, platform): f"aioproc-1.0-{wheel}-{PLATFORM_TAGS[platform]}.whl"
+        (wheel, platform): f"{STEM}-1.0-{wheel}-{PLATFORM_TAGS[platform]}.whl"
         for wheel, never in release_files.WHEELS.items()
         for platform in release_files.PLATFORMS
         if platform not in never
     }
     assert len(wheels) == 4 * 8 - 3
-    names = ["aioproc-1.0.tar.gz", "aioproc-1.0-py3-none-any.whl", *wheels.values()]
+    names = [f"{STEM}-1.0.tar.gz", f"{STEM}-1.0-py3-none-any.whl", *wheels.values()]
     assert release_files.missing(names) == []
     for (wheel, platform), name in wheels.items():
         others = [other for other in names if other != name]

@@ -688,6 +688,13 @@ async def test_the_signature_says_it_all() -> None:
         names = set(inspect.signature(function).parameters)
         assert {"input", "timeout", "stop", "on_line", "check", "options"} <= names
         assert "shell_program" not in names
+    for function in (
+        *(aioproc.create_subprocess_exec, aioproc.create_subprocess_shell),
+        *(aioproc.subprocess_exec, aioproc.subprocess_shell),
+    ):
+        names = set(inspect.signature(function).parameters)
+        assert {"stdin", "cwd", "env", "tree", "pass_fds", "creationflags"} <= names
+        assert "shell" not in names
 
 
 # -- how

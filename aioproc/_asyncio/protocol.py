@@ -165,7 +165,7 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
 
     # -- for Process.communicate
 
-    def start_collecting(self, fd: int) -> None:
+    def _start_collecting(self, fd: int) -> None:
         """All that is to come of a pipe is kept, out of the reach of others.
 
         MemoryError, OSError: it cannot be done, and nothing has changed.
@@ -174,14 +174,14 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
             reader = self._streams[fd]
             if reader is not None:
                 reader._check()
-                reader.start_collecting()
+                reader._start_collecting()
         elif fd in self._pipes:
             if fd in self._errors:
                 raise self._errors[fd]
             sink = self._sinks[fd] = Sink()
             self._pipes[fd].collect(sink)
 
-    def stop_collecting(self) -> None:
+    def _stop_collecting(self) -> None:
         """What was collected is where it can be read."""
         for fd in (1, 2):
             if fd in self._sinks:
@@ -190,7 +190,7 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
             else:
                 reader = self._streams.get(fd)
             if reader is not None and reader._sink is not None:
-                reader.stop_collecting()
+                reader._stop_collecting()
         self._sinks.clear()
 
     def take_all(self) -> tuple[bytes | None, bytes | None]:
@@ -206,7 +206,7 @@ class StreamProtocol(asyncio.subprocess.SubprocessStreamProtocol):
         for fd in (1, 2):
             reader = self._streams.get(fd)
             if reader is not None:
-                reader.stop_collecting()
+                reader._stop_collecting()
                 reader._join()
                 readers.append((fd, reader))
             elif fd in self._sinks:

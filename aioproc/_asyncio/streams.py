@@ -72,17 +72,20 @@ class _Buffer(bytearray):
 
 
 class StreamReader(ReadBuffer, asyncio.StreamReader):
-    """A child's stdout or stderr.
+    """A child's stdout or stderr: an :class:`asyncio.StreamReader`.
 
-    With ``limit=None`` a line may have any length: whoever waits for more gets it, as
-    long as memory lasts. With a limit (bytes) readline() and readuntil() raise as
-    asyncio's do. The pipe is paused while more than twice the limit (128 KiB without
-    one) lies here unread.
+    Without a limit a line may have any length. With one, in bytes, readline() and readuntil()
+    raise as asyncio's do. Reading from the pipe pauses while more than twice the limit
+    (128 KiB without one) lies here unread, so that the child has to wait.
 
-    One task reads at a time: RuntimeError for a second one that would have to wait.
+    It is an asynchronous iterator of lines. One task reads at a time: a second one that would
+    have to wait gets a RuntimeError.
 
-    MemoryError from a method that reads: nothing has been taken, and the pipe is paused.
-    What is here can be read in smaller parts, or later.
+    A MemoryError from a method that reads takes nothing out: the pipe is paused, and what is
+    here can be read in smaller parts, or later.
+
+    Source:
+        "Streams" in asyncio's documentation.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
             waiter.set_result(None)
 
     def at_eof(self) -> bool:
-        """True when everything has been read and no more will come."""
+        """Return True when everything has been read and no more will come."""
         # What is in `_run` need not be counted for that, again and again.
         return self._eof and not self._run and not self._exact_size()
 
@@ -262,10 +265,14 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
     # -- the reading side
 
     async def readline(self) -> bytes:
-        """A line with its newline; at the end of the output what is left, or b"".
+        """Read a line.
 
-        With a limit: ValueError for a line that is longer, which is dropped (asyncio's
-        rule).
+        Returns:
+            The line with its newline. At the end of the output what is left, or ``b""``.
+
+        Raises:
+            ValueError: With a limit: the line is longer. It is dropped, as asyncio does it.
+            RuntimeError: Another task is reading.
         """
         self._begin()
         while True:
@@ -304,12 +311,21 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         return b""
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
-        """What comes up to the separator (bytes, or a tuple of them: the nearest end
-        wins), and the separator.
+        """Read up to a separator.
 
-        asyncio.IncompleteReadError, with everything that was left, if the output ends
-        first. With a limit: asyncio.LimitOverrunError when more than that comes before
-        the separator; the data stay and can be read.
+        Args:
+            separator: Bytes, or a tuple of them; of several the match that ends first counts.
+
+        Returns:
+            The data, with the separator at its end.
+
+        Raises:
+            asyncio.IncompleteReadError: The output has ended before. Its ``partial`` has
+                everything that was left.
+            asyncio.LimitOverrunError: With a limit: more than that has come before the
+                separator. The data stay and can be read.
+            ValueError: An empty separator.
+            RuntimeError: Another task is reading.
         """
         separators = sorted(separator, key=len) if isinstance(separator, tuple) else [separator]
         if not separators:
@@ -358,8 +374,17 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         return self._take(end)
 
     async def read(self, n: int = -1) -> bytes:
-        """Up to n bytes, as soon as there are any; everything up to the end with n < 0;
-        b"" at the end."""
+        """Read up to n bytes, as soon as there are any.
+
+        Args:
+            n: How many bytes at most. With -1 everything up to the end of the output.
+
+        Returns:
+            The bytes; ``b""`` at the end.
+
+        Raises:
+            RuntimeError: Another task is reading.
+        """
         self._begin()
         if n == 0:
             return b""
@@ -374,8 +399,20 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
         return self._take(min(n, self._size))
 
     async def readexactly(self, n: int) -> bytes:
-        """n bytes; asyncio.IncompleteReadError, with those that came, if the output
-        ends first."""
+        """Read exactly n bytes.
+
+        Args:
+            n: How many bytes.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            asyncio.IncompleteReadError: The output has ended before. Its ``partial`` has the
+                bytes that came.
+            ValueError: n is negative.
+            RuntimeError: Another task is reading.
+        """
         if n < 0:
             raise ValueError("readexactly size can not be less than zero")
         self._begin()
@@ -434,7 +471,7 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
 
     # -- for Process.communicate
 
-    def start_collecting(self) -> None:
+    def _start_collecting(self) -> None:
         """Everything to come is kept for _take_all(), out of the reach of others.
 
         MemoryError, OSError: it cannot be done, and nothing has changed.
@@ -458,10 +495,10 @@ class StreamReader(ReadBuffer, asyncio.StreamReader):
                     self._transport.collect(sink)
                 self._resume()
         except BaseException:
-            self.stop_collecting()
+            self._stop_collecting()
             raise
 
-    def stop_collecting(self) -> None:
+    def _stop_collecting(self) -> None:
         """What was collected is where it can be read."""
         sink, self._sink = self._sink, None
         assert sink is not None

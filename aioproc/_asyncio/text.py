@@ -53,7 +53,7 @@ class TextReader:
         return line
 
     def at_eof(self) -> bool:
-        """True when everything has been read and no more will come."""
+        """Return True when everything has been read and no more will come."""
         return self._is_empty() and (
             self._has_ended or (self._source.at_eof() and not self._decode())
         )
@@ -203,14 +203,20 @@ class TextWriter:
 
     @property
     def transport(self) -> WritePipeTransport:
+        """The transport of the pipe."""
         return self._writer.transport
 
     def write(self, text: str) -> None:
-        """Write or buffer; text for a pipe that is closed is dropped, drain() tells.
+        """Write text, or put it into a buffer if the pipe is full.
+
+        Text for a pipe that is closed is dropped, as in asyncio; drain() tells of that.
+
+        Args:
+            text: str.
 
         Raises:
-            TypeError: No str.
-            UnicodeEncodeError: It has what the encoding has not.
+            TypeError: That is no str.
+            UnicodeEncodeError: It has a character that the encoding does not have.
         """
         if not isinstance(text, str):
             error = TypeError(f"write() takes str, not {type(text).__name__}")
@@ -219,33 +225,49 @@ class TextWriter:
         self._writer.write(self._encoder.encode(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write one after the other. Newlines are not added."""
+        """Write several strings. Newlines are not added."""
         self.write("".join(lines))
 
     def write_eof(self) -> None:
+        """Close the pipe once what was written has gone out.
+
+        On a terminal type its character for the end of input, Ctrl-D; more may follow.
+        """
         self._writer.write_eof()
 
     def can_write_eof(self) -> bool:
+        """Return True: a pipe has an end."""
         return self._writer.can_write_eof()
 
     def close(self) -> None:
-        """Close the pipe once what was written has gone out."""
+        """Close the pipe once what was written has gone out; the child sees the end then.
+
+        On a terminal type Ctrl-D for the last time.
+        """
         self._writer.close()
 
     def is_closing(self) -> bool:
+        """Return True if the pipe is closed or is being closed."""
         return self._writer.is_closing()
 
     async def wait_closed(self) -> None:
-        """Return when the pipe is closed; raise what broke it."""
+        """Wait until the pipe is closed.
+
+        Raises:
+            BrokenPipeError, ConnectionResetError: The child has closed it before everything
+                was written.
+        """
         await self._writer.wait_closed()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the transport knows by that name: ``"pipe"``, our end of the pipe."""
         return self._writer.get_extra_info(name, default)
 
     async def drain(self) -> None:
-        """Return when it is time to write more.
+        """Wait until it is time to write more.
 
         Raises:
-            ConnectionResetError, BrokenPipeError: The pipe is closed.
+            BrokenPipeError, ConnectionResetError: The pipe is closed: the child has ended, or
+                does not want more.
         """
         await self._writer.drain()

@@ -48,10 +48,13 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class SubprocessTransport(asyncio.SubprocessTransport):
-    """A child process, as asyncio's protocols know it.
+    """A child process for a protocol: an :class:`asyncio.SubprocessTransport`.
 
-    After the exit and the end of all pipes the protocol's connection_lost is called,
-    and the transport lets go of it.
+    After the exit and the end of all pipes the protocol's connection_lost is called, and the
+    transport lets go of the protocol.
+
+    Source:
+        "Subprocess Transports" in asyncio's documentation.
     """
 
     _child: Child | None = None
@@ -111,7 +114,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         # They are ours now. The backend may keep the child for longer than the loop lives.
         child.stdin = child.stdout = child.stderr = child.terminal = None
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Connects the protocol; from here on it is told of everything."""
         child = self._child
         assert child is not None
@@ -178,7 +181,8 @@ class SubprocessTransport(asyncio.SubprocessTransport):
     # -- asyncio.SubprocessTransport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """ "subprocess": the child as a subprocess.Popen."""
+        """Return what is known by that name: ``"subprocess"``, the child as a
+        :class:`subprocess.Popen`."""
         return self._proc if name == "subprocess" else default
 
     @property
@@ -201,6 +205,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         return child.poll() if self._loop.is_closed() else child.peek()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Set another protocol, which is told of all that happens from now on."""
         self._protocol = protocol
         self._in_person = True
         for pipe in self._pipes.values():
@@ -210,48 +215,59 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         self._watch_pipes()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
         protocol: asyncio.BaseProtocol = self._protocol
         return protocol
 
     def is_closing(self) -> bool:
+        """Return True if it is closed or is being closed."""
         return self._closed
 
     def get_pid(self) -> int:
+        """Return the child's number."""
         assert self._child is not None
         return self._child.pid
 
     def get_returncode(self) -> int | None:
-        """None until the exit has been noticed."""
+        """Return what the child returned; None until the exit has been noticed."""
         if self._returncode is None and self._child is not None and self._loop.is_closed():
             # Nobody will tell any more.
             self._returncode = self._child.poll()
         return self._returncode
 
     def get_rusage(self) -> ResourceUsage | None:
-        """As Process.rusage. Not in asyncio."""
+        """Return what the child has used, as :attr:`Process.rusage`. Not in asyncio."""
         assert self._child is not None
         return self._child.rusage
 
     # The base class promises a BaseTransport; these are it.
     def get_pipe_transport(self, fd: int) -> Any:
+        """Return the transport of stdin (0), stdout (1) or stderr (2); None if it is no pipe."""
         return self._pipes.get(fd)
 
     def send_signal(self, signal: int) -> None:
-        """From any thread, also after the loop was closed. ProcessLookupError after
-        the exit; a process that was given the number since is never hit."""
+        """Send a signal to the child, as :meth:`Process.send_signal`.
+
+        Args:
+            signal: Its number (int).
+
+        Raises:
+            ProcessLookupError: The child has been reaped.
+            OSError, TypeError, ValueError: As those of the Process.
+        """
         assert self._child is not None
         self._child.send_signal(signal)
 
     def terminate(self) -> None:
-        """Sends SIGTERM (Windows: as kill); see send_signal."""
+        """Send SIGTERM to the child; on Windows as :meth:`kill`."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Sends SIGKILL (Windows: TerminateProcess); see send_signal."""
+        """Send SIGKILL to the child; on Windows it is terminated by TerminateProcess."""
         self.send_signal(KILL)
 
     def close(self) -> None:
-        """Closes the pipes, and kills the child if it lives."""
+        """Close the pipes, and kill the child if it lives."""
         self._shut(self._loop.is_closed())
 
     def _shut(self, now: bool) -> bool:

@@ -73,7 +73,11 @@ class Flow:
 
 
 class StreamWriter(asyncio.StreamWriter):
-    """A child's stdin."""
+    """A child's stdin: an :class:`asyncio.StreamWriter`.
+
+    Source:
+        "Streams" in asyncio's documentation.
+    """
 
     def __init__(
         self,
@@ -92,39 +96,65 @@ class StreamWriter(asyncio.StreamWriter):
 
     @property
     def transport(self) -> WritePipeTransport:
+        """The transport of the pipe."""
         return self._transport
 
     def write(self, data: Any) -> None:
-        """Writes or buffers. Data for a pipe that is closed are dropped, as asyncio
-        does; drain() tells."""
+        """Write data, or put it into a buffer if the pipe is full.
+
+        Data for a pipe that is closed is dropped, as in asyncio; drain() tells of that.
+
+        Args:
+            data: Bytes, bytearray or memoryview.
+        """
         self._transport.write(data)
 
     def writelines(self, data: Iterable[Any]) -> None:
+        """Write several pieces of data. Newlines are not added."""
         self._transport.writelines(data)
 
     def write_eof(self) -> None:
+        """Close the pipe once what was written has gone out.
+
+        On a terminal type its character for the end of input, Ctrl-D; more may follow.
+        """
         self._transport.write_eof()
 
     def can_write_eof(self) -> bool:
+        """Return True: a pipe has an end."""
         return self._transport.can_write_eof()
 
     def close(self) -> None:
-        """Closes the pipe once what was written has gone out."""
+        """Close the pipe once what was written has gone out; the child sees the end then.
+
+        On a terminal type Ctrl-D for the last time.
+        """
         self._transport.close()
 
     def is_closing(self) -> bool:
+        """Return True if the pipe is closed or is being closed."""
         return self._transport.is_closing()
 
     async def wait_closed(self) -> None:
-        """Returns when the pipe is closed; raises what broke it."""
+        """Wait until the pipe is closed.
+
+        Raises:
+            BrokenPipeError, ConnectionResetError: The child has closed it before everything
+                was written.
+        """
         await self._protocol._get_close_waiter(self)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return what the transport knows by that name: ``"pipe"``, our end of the pipe."""
         return self._transport.get_extra_info(name, default)
 
     async def drain(self) -> None:
-        """Returns when it is time to write more. ConnectionResetError or
-        BrokenPipeError when the pipe is closed."""
+        """Wait until it is time to write more.
+
+        Raises:
+            BrokenPipeError, ConnectionResetError: The pipe is closed: the child has ended, or
+                does not want more.
+        """
         if self._transport._closing:
             # Lets the news of a closed pipe arrive, or a loop of write() and drain()
             # would never learn of it.

@@ -64,18 +64,28 @@ UNKNOWN_EXIT = _UnknownExit(-1_000_000)
 
 
 class ResourceUsage(NamedTuple):
-    """What a child used, told by the kernel when it was reaped.
+    """What a child has used, as the kernel told when it was reaped.
 
-    The names are those of :func:`resource.getrusage` (getrusage(2)). Windows has the
-    times and the peak of the working set; the other numbers are 0 there.
+    It counts the child itself and those of its descendants that it has waited for.
 
-    ru_utime, ru_stime: float; seconds of CPU time in user mode and in the kernel.
-    ru_maxrss: peak memory in KiB (macOS: bytes); None where the number that the kernel
-        gives is not the child's own: exec carries the parent's peak over, so a child that
-        stays below the peak of its parent has none of its own.
-    ru_minflt, ru_majflt: page faults without and with I/O.
-    ru_inblock, ru_oublock: file system reads and writes, in blocks of 512 bytes.
-    ru_nvcsw, ru_nivcsw: context switches, voluntary and not.
+    Attributes:
+        ru_utime: CPU time in user mode, in seconds (float).
+        ru_stime: CPU time in the kernel, in seconds (float).
+        ru_maxrss: Peak memory in KiB, on macOS in bytes. None where the kernel's number is
+            not the child's own: exec carries over the peak of the process that made the
+            child, so one that stays below its parent's peak has none of its own.
+        ru_minflt: Page faults without I/O.
+        ru_majflt: Page faults with I/O.
+        ru_inblock: Reads of the file system, in blocks of 512 bytes.
+        ru_oublock: Writes of the file system, in blocks of 512 bytes.
+        ru_nvcsw: Voluntary context switches.
+        ru_nivcsw: Involuntary context switches.
+
+    Platforms:
+        Windows has the times and the peak of the working set; the other numbers are 0.
+
+    Source:
+        :func:`resource.getrusage`, getrusage(2).
     """
 
     ru_utime: float

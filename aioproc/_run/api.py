@@ -250,7 +250,8 @@ async def run_shell(command: Any, *, shell: Any = None, **options: Any) -> Compl
         As run().
 
     Raises:
-        As run(). ValueError: `executable` in place of `shell`.
+        ValueError: `executable` was given in place of `shell`.
+        CalledProcessError, TimeoutExpired, NotEnded, OSError, TypeError: As run().
     """
     if options.get("executable") is not None:
         raise ValueError("executable may not be given: use shell=")

@@ -18,7 +18,6 @@ class Command:
     Attributes:
         program: str, bytes or path-like.
         args: A tuple of its arguments.
-        options: A dict of run()'s keyword arguments: a copy.
     """
 
     __slots__ = ("_options", "args", "program")
@@ -45,6 +44,7 @@ class Command:
 
     @property
     def options(self) -> dict[str, Any]:
+        """The keyword arguments for run(), a dict of its own each time."""
         return dict(self._options)  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: object) -> None:

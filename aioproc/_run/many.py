@@ -525,7 +525,8 @@ async def run_all(
         A list of :class:`CompletedProcess`. With `halt`, of those that were started.
 
     Raises:
-        As run_many() and its iterator.
+        TypeError, ValueError: As run_many().
+        CalledProcessError, TimeoutExpired, NotEnded, OSError: With `check`.
     """
     runs: Runs[Any] = Runs("run_all", commands, concurrency, limiter, halt, options)
     async with runs:

@@ -581,8 +581,10 @@ async def pipeline(
         results of all.
 
     Raises:
-        As run(). The error has ``stages``, the results, and ``stage``, which of them has
-            failed, from 0, or None; so has an OSError because of which one could not be
-            started. NotImplementedError: what Windows has not, see above.
+        CalledProcessError, TimeoutExpired, NotEnded: As run(). The error has ``stages``, the
+            results, and ``stage``, which of them has failed, from 0, or None.
+        OSError: One could not be started. It has ``stages`` and ``stage``, too.
+        TypeError, ValueError: Arguments that cannot be taken; nothing has been started.
+        NotImplementedError: Windows does not have it, see above.
     """
     return await _Pipeline(commands, merge_stderr, options).run()
