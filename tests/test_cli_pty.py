@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 
-from conftest import is_alive
-from marks import posix_only
 from programs import WINDOWS, python
+
+if WINDOWS:
+    pytest.skip("no terminals for children", allow_module_level=True)
+
+import termios
+
+from conftest import is_alive
 from test_pty import TELLS_SIZE, needs, rest, said
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.primary, posix_only("terminals for children")]
-if not WINDOWS:
-    import termios
+pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 RUN = [sys.executable, "-m", "aioproc", "run", "--pty"]

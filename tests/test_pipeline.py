@@ -494,8 +494,6 @@ async def test_nobody_else_has_the_pipes(aioproc: Any) -> None:
         ((CAT, Command(*CAT, stdin=DEVNULL)), {}, ValueError, "stage 1 reads"),
         ((Command(*CAT, stdout=DEVNULL), CAT), {}, ValueError, "stage 0 writes"),
         ((Command(*CAT, limiter=Limiter(1)), CAT), {}, ValueError, "for the whole"),
-        ((Command(*CAT, pty=True), CAT), {}, ValueError, "stage 0 reads and writes pipes"),
-        ((CAT, CAT), {"pty": True}, ValueError, "stage 0 reads and writes pipes"),
         ((CAT, CAT), {"timeout": "1"}, TypeError, "timeout"),
         ((CAT, CAT), {"shel": 1}, TypeError, "shel"),
         ((CAT, CAT), {"stdin": DEVNULL, "input": b"a"}, ValueError, "may not both be given"),
@@ -509,3 +507,11 @@ async def test_nobody_else_has_the_pipes(aioproc: Any) -> None:
 async def test_bad_input(aioproc: Any, commands: Any, options: Any, error: Any, text: str) -> None:
     with pytest.raises(error, match=text):
         await aioproc.pipeline(*commands, **options)
+
+
+@posix_only("terminals for children")
+async def test_no_terminals(aioproc: Any) -> None:
+    with pytest.raises(ValueError, match="stage 0 reads and writes pipes"):
+        await aioproc.pipeline(Command(*CAT, pty=True), CAT)
+    with pytest.raises(ValueError, match="stage 0 reads and writes pipes"):
+        await aioproc.pipeline(CAT, CAT, pty=True)

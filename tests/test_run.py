@@ -294,6 +294,20 @@ async def test_chunks_that_are_none(aioproc: Any, chunk: Any) -> None:
         await aioproc.run(*CAT, input=[b"fine", chunk])
 
 
+async def test_input_that_fails_while_the_child_ends(aioproc: Any) -> None:
+    """The child ends by the end of its stdin, before all of the input has."""
+
+    async def source() -> AsyncIterator[Any]:
+        try:
+            yield b"fine"
+            yield 5
+        finally:
+            await asyncio.sleep(0.3)
+
+    with pytest.raises(TypeError, match="chunks of input must be bytes"):
+        await aioproc.run(*CAT, input=source())
+
+
 # -- limits of output
 
 

@@ -103,9 +103,14 @@ class Feed:
                 self.close()
 
 
-async def feed(pipe: Feed, source: Any, encode: Callable[[Any], bytes]) -> None:
+async def feed(
+    pipe: Feed,
+    source: Any,
+    encode: Callable[[Any], bytes],
+    failed: Callable[[BaseException], None],
+) -> None:
     """Writes all that a file, an iterable or an asynchronous iterable gives, and closes. What
-    that raises is raised."""
+    that raises is raised, and given to `failed` before the child can know of it."""
     chunks: Any = _pieces(source) if hasattr(source, "read") else source
     try:
         if hasattr(chunks, "__aiter__"):
@@ -116,6 +121,12 @@ async def feed(pipe: Feed, source: Any, encode: Callable[[Any], bytes]) -> None:
             for chunk in chunks:
                 if not await pipe.send(encode(chunk)):
                     return
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        # The end of its stdin may be the child's own, which would look like success.
+        failed(error)
+        raise
     finally:
         pipe.close()
         # A generator that nobody takes anything from any more: its `finally` runs now, and

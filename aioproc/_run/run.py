@@ -251,7 +251,7 @@ class Run:
             if settings.data is not None:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
             else:
-                feeding = feed(self._feed, settings.source, settings.encode)
+                feeding = feed(self._feed, settings.source, settings.encode, self._fail)
                 self._feeding = self._loop.create_task(feeding)
                 self._feeding.add_done_callback(self._raised)
         if stdout is not None or stderr is not None:

@@ -297,8 +297,8 @@ int ap_reap_orphans(ap_completion *completions, int n);
 
 /* What there is of us, for those who look for leaks: children that have a token, and blocks of
  * memory that children were made in and may be running in. */
-int ap_child_count(void);
-int ap_plan_count(void);
+int ap_count_children(void);
+int ap_count_plans(void);
 
 /* To be called in the child after a fork(): closes our descriptors and forgets
  * everything, without touching the parent's children and registrations. No port may be

@@ -207,7 +207,7 @@ int ap_orphan_count(void) {
   return count;
 }
 
-int ap_child_count(void) {
+int ap_count_children(void) {
   int count = 0;
   pthread_mutex_lock(&ap_lock);
   for (uint32_t i = 1; i <= token_slots(); i++)

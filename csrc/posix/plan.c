@@ -184,7 +184,7 @@ void plan_keep(ap_plan *plan, int result_fd) {
   plan->result_fd = result_fd;
 }
 
-int ap_plan_count(void) {
+int ap_count_plans(void) {
   pthread_mutex_lock(&ap_lock);
   int count = given_count;
   pthread_mutex_unlock(&ap_lock);

@@ -92,8 +92,8 @@ def take(loop: asyncio.AbstractEventLoop | None = None) -> Ledger:
         frozenset(threading.enumerate()),
         frozenset(selector.get_map()) if selector is not None else frozenset(),
         len(asyncio.all_tasks(loop)) if loop is not None else 0,
-        native.lib.ap_child_count() if native is not None else 0,
-        native.lib.ap_plan_count() if native is not None else 0,
+        native.lib.ap_count_children() if native is not None else 0,
+        native.lib.ap_count_plans() if native is not None else 0,
     )
 
 
