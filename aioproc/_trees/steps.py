@@ -38,7 +38,10 @@ def judged_steps(stop: Any, terminal: bool = False) -> list[Step]:
         if seconds < 0:
             raise ValueError(f"stop must be 0 seconds or more, not {stop}")
         if terminal:
-            return [(HANG_UP, seconds / 2), (signal.SIGTERM, seconds / 2)]
+            # Twice: a shell may get the first one after it has looked at its signals and
+            # before the read() that would be interrupted, and then waits for a line.
+            quarter = seconds / 4
+            return [(HANG_UP, quarter), (HANG_UP, quarter), (signal.SIGTERM, seconds / 2)]
         return [(signal.SIGTERM, seconds)]
     if isinstance(stop, (str, bytes, bool)) or not isinstance(stop, Iterable):
         raise TypeError(
