@@ -51,6 +51,9 @@ nitpick_ignore_regex = [
 
 # -- pages
 
+# Quotation marks in words of code are to be copied as they are.
+smartquotes = False
+
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.xref_ambiguous"]
@@ -117,11 +120,13 @@ def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter
 
 
-#: Classes whose objects are made by this library alone.
+#: Classes whose objects are made by this library alone. (A CompletedProcess is made by hand in
+#: tests.)
 MADE_BY_US = {
     name
     for name in aioproc.__all__
-    if inspect.isclass(getattr(aioproc, name)) and name not in ("Command", "Job", "Limiter")
+    if inspect.isclass(getattr(aioproc, name))
+    and name not in ("Command", "CompletedProcess", "Job", "Limiter")
 }
 
 

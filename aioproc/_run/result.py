@@ -34,7 +34,8 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
     """What has become of a command that was run: :class:`subprocess.CompletedProcess`, and more.
 
     ``CompletedProcess[bytes]`` is one whose output is bytes, ``CompletedProcess[str]`` one
-    whose output is text. It can be pickled and copied, and is equal to itself only.
+    whose output is text. It can be pickled and copied, and is equal to itself only. Tests may
+    make one by hand: ``CompletedProcess(["git", "status"], 0, b"clean\\n", b"")``.
 
     Attributes:
         args: The command, as it was given: a sequence, or the line of a shell.
