@@ -400,10 +400,13 @@ class Process(asyncio.subprocess.Process):
     ) -> bytes:
         """Return what comes on stdout up to a pattern, with what matches it.
 
+        It looks at stdout only. A prompt that a program writes to stderr, as Python's does
+        without a terminal, needs stderr=STDOUT or pty=True.
+
         The first match that there is in what has come, which need not be all that a pattern
         could match. While it waits, up to 64 MiB of stderr are read and kept. ::
 
-            await shell.read_until(b"$ ")
+            await shell.read_until(b"$ ", timeout=10)
             shell.stdin.write(b"make\\n")
             answer = await shell.read_until(re.compile(rb"(done|failed)\\n"), timeout=60)
 
