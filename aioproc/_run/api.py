@@ -106,8 +106,11 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
             there for old programs on Windows).
         errors: What to do about bytes that are no text; implies text. Default: "replace",
             since an error would throw away the output of a command that has run.
-        check: Whether a command that fails raises CalledProcessError. A container of ints:
-            these returncodes are no failure: ``check={0, 1}``.
+        check: Whether a command that fails, by its returncode or by a signal, raises
+            CalledProcessError; with False its result is returned. A timeout, and a program
+            that cannot be started, raise in any case (in :func:`run_all` and
+            :func:`run_many` they are results). A container of ints: these returncodes are
+            no failure: ``check={0, 1}``.
         timeout: Seconds from the call, for everything: input, the child's life, callbacks.
             Then the command and all that it has started is ended, as `stop` says. With 0 or
             less nothing is started. A child that has ended in time is no timeout.
@@ -138,8 +141,10 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         env: All of its environment. Default: ours.
         env_update: Changes to that: ``{"A": "1", "B": None}`` sets A and removes B.
         name: Stands for the command in errors and logs.
-        limiter: A :class:`Limiter`: the command waits for a slot of it first, which counts as
-            time. If it cannot be started for want of descriptors, processes or memory, it
+        limiter: A :class:`Limiter`: the command waits for a slot of it first, which is part
+            of `timeout`: if its turn does not come in time, TimeoutExpired is raised with
+            nothing started (``error.result.pid`` is None). To time the command alone, use
+            ``async with limiter:`` around a run() without it. If it cannot be started for want of descriptors, processes or memory, it
             waits for the end of others that have a slot.
         die_with_parent: Whether it is killed when this process ends, in whatever way. Default:
             in the main thread, where it can be had without a cost: on Linux with a child of
