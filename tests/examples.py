@@ -2,7 +2,7 @@
 
 A page's Python is one namespace and one event loop. What has an ``await`` outside of a function
 runs as it does in ``python -m asyncio``. Prints as JSON what each example printed, with its line
-and what the page says that it prints (None: nothing is said of that).
+and what the page says that it prints (None: nothing is said of that). A sys.exit() prints the code.
 
     ```python             is run
     ```python windows     on Windows only
@@ -100,6 +100,8 @@ def run(page: Path) -> list[Example]:
                         loop.run_until_complete(eval(code, namespace))
                     else:
                         exec(code, namespace)
+                except SystemExit as end:
+                    print(f"exit code {end.code}")
                 except Exception:
                     example.error = traceback.format_exc()
             example.printed = output.text
