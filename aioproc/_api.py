@@ -293,7 +293,7 @@ async def create_subprocess_exec(
     Platforms:
         On Windows a tree is a job object, and its session a process group
         (CREATE_NEW_PROCESS_GROUP); the pure backend has the child alone there. What limits
-        there are is in docs/semantics.md, "Limits".
+        there are is in :doc:`Semantics </semantics>`, "Limits".
 
     Source:
         :func:`asyncio.create_subprocess_exec`, :class:`subprocess.Popen`. For what is not

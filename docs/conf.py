@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,13 @@ def _without_tests(app: Any, name: str, text: list[str]) -> None:
         )
 
 
+def _without_doctrees(app: Any, exception: Exception | None) -> None:
+    """What Sphinx keeps for its next run is no part of the site."""
+    if exception is None and Path(app.outdir) in Path(app.doctreedir).parents:
+        shutil.rmtree(app.doctreedir, ignore_errors=True)
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", signature)
     app.connect("source-read", _without_tests)
+    app.connect("build-finished", _without_doctrees)

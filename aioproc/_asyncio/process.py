@@ -206,8 +206,8 @@ class Process(asyncio.subprocess.Process):
         """End the child and all that it has started, by SIGKILL.
 
         What counts is who lives: members that have left the child's session are found by
-        their parents and by a mark in their environment (docs/semantics.md). It takes a few
-        milliseconds, and a second at most.
+        their parents and by a mark in their environment (:doc:`Semantics </semantics>`,
+        "Trees"). It takes a few milliseconds, and a second at most.
 
         Returns:
             The pids of members that cannot be ended: those of another user, or such as the

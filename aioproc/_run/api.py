@@ -130,7 +130,7 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         tree: Whether what the child starts is ended with it. It is found by a session of
             the child's own, unless stdin is inherited or start_new_session=False; by its
             parents; by a variable AIOPROC_TREE in its environment; on Windows by a job
-            (docs/semantics.md). False: the child alone is ended.
+            (:doc:`Semantics </semantics>`, "Trees"). False: the child alone is ended.
         max_output: Bytes. So many are kept of each pipe, half of them from its beginning,
             half from its end; all is read. ``result.dropped`` says how many are left out.
         on_output: Called with ("stdout" or "stderr", data) for each piece as it comes: bytes,

@@ -35,7 +35,9 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
 
     ``CompletedProcess[bytes]`` is one whose output is bytes, ``CompletedProcess[str]`` one
     whose output is text. It can be pickled and copied, and is equal to itself only. Tests may
-    make one by hand: ``CompletedProcess(["git", "status"], 0, b"clean\\n", b"")``.
+    make one by hand: ``CompletedProcess(["git", "status"], 0, b"clean\\n", b"")``, with other
+    attributes as keywords; `accepted` are the returncodes that are `ok`, `encoding` and `errors`
+    are for the `text` of bytes, and `timeout` is the seconds that were up.
 
     Attributes:
         args: The command, as it was given: a sequence, or the line of a shell.
@@ -94,7 +96,7 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         errors: str = "replace",
         timeout: float | None = None,
     ) -> None:
-        """Made by this library.
+        """Made by this library, and by hand in tests.
 
         Args:
             rusage: What the child has used, or what will tell: few ask for it.
