@@ -2,7 +2,8 @@
 
 A page's Python is one namespace and one event loop. What has an ``await`` outside of a function
 runs as it does in ``python -m asyncio``. Prints as JSON what each example printed, with its line
-and what the page says that it prints (None: nothing is said of that). A sys.exit() prints the code.
+and what the page says that it prints (None: nothing is said of that). A sys.exit() prints its
+code.
 
     ```python             is run
     ```python windows     on Windows only

@@ -144,8 +144,8 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         limiter: A :class:`Limiter`: the command waits for a slot of it first, which is part
             of `timeout`: if its turn does not come in time, TimeoutExpired is raised with
             nothing started (``error.result.pid`` is None). To time the command alone, use
-            ``async with limiter:`` around a run() without it. If it cannot be started for want of descriptors, processes or memory, it
-            waits for the end of others that have a slot.
+            ``async with limiter:`` around a run() without it. If it cannot be started for want
+            of descriptors, processes or memory, it waits for the end of others that have a slot.
         die_with_parent: Whether it is killed when this process ends, in whatever way. Default:
             in the main thread, where it can be had without a cost: on Linux with a child of
             our own, and on Windows with the native backend.

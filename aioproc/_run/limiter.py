@@ -16,7 +16,8 @@ class Limiter:
     :func:`run_many`, or ``async with limiter:`` around whatever else is to take one.
 
     Who comes first gets the next slot that becomes free. A slot is held until the command
-    and its output have ended. ::
+    and its output have ended. The wait for it is part of the `timeout` of :func:`run`; to time
+    the command alone, use ``async with limiter:`` around a run() without `limiter`. ::
 
         AT_A_TIME = aioproc.Limiter(4)
 
