@@ -465,7 +465,7 @@ async def main():
     ) as process:
         process.stdin.write("hello\\n")
         print([item async for item in process.lines()], process.returncode)
-    async with aioproc.open_process(sys.executable, "-c", "input()") as process:
+    async with aioproc.open_process(sys.executable, "-c", "import sys; sys.stdin.read()"):
         pass
 asyncio.run(main())
 """,
