@@ -23,7 +23,7 @@ from ._run.options import (
     updated,
     without_paths,
 )
-from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from ._spec.advice import explain_arguments, explain_missing, refuse_shell, refuse_unknown
 from ._spec.limits import die_where_honest
 from ._spec.spec import SpawnSpec
 from ._text import check_pieces, judged_text
@@ -285,6 +285,7 @@ def open_process(
         raise TypeError(
             "open_process() takes the program and its arguments one by one: open_process(*command)"
         )
+    refuse_shell("open_process", options, _INSTEAD["shell"])
     if name is not None:
         judged_string("name", name)
     judged = None

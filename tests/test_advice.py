@@ -256,3 +256,26 @@ def test_a_process_of_another_loop(aioproc: Any, new_loop: Callable[[], Any]) ->
     # What does not have to wait works on.
     assert run(new_loop, process.wait()) == process.returncode
     process._transport.close()
+
+
+@pytest.mark.asyncio
+async def test_text_for_a_stream_of_bytes(aioproc: Any) -> None:
+    async with aioproc.open_process(*CAT) as process:
+
+        async def write() -> None:
+            process.stdin.write("text")
+
+        text = await advice(TypeError, write)
+    assert "must be a bytes-like object, not str" in text
+    assert "open_process(text=True)" in text
+
+
+@posix_only("limits of its kind")
+@pytest.mark.asyncio
+async def test_limits_by_other_names(aioproc: Any) -> None:
+    import resource
+
+    for key in ("RLIMIT_NOFILE", resource.RLIMIT_NOFILE):
+        text = await advice(ValueError, lambda key=key: aioproc.run(*TRUE, rlimits={key: 100}))
+        assert "write 'nofile'" in text
+    assert "write" not in await advice(ValueError, lambda: aioproc.run(*TRUE, rlimits={"no": 1}))

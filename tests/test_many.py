@@ -51,9 +51,12 @@ async def alive_at_once(aioproc: Any, count: int) -> None:
     reader, writer = os.pipe()
     before, fds, threads = children(), len(open_fds()), threading.active_count()
     processes = []
-    for _ in range(0, count, 50):
+    for start in range(0, count, 50):
         processes += await asyncio.gather(
-            *(aioproc.create_subprocess_exec(*CAT, stdin=reader) for _ in range(50))
+            *(
+                aioproc.create_subprocess_exec(*CAT, stdin=reader)
+                for _ in range(min(50, count - start))
+            )
         )
     assert len({process.pid for process in processes}) == count
     assert len(children() - before) == count

@@ -386,6 +386,7 @@ async def test_bad_input(aioproc: Any) -> None:
         (TypeError, r"open_process\(\*command\)", lambda: start(["ls"])),
         (TypeError, "unexpected keyword argument 'timeout'", lambda: start("x", timeout=1)),
         (TypeError, "unexpected keyword argument 'limit'", lambda: start("x", limit=1)),
+        (TypeError, "unexpected keyword argument 'shell'", lambda: start("x", shell=True)),
         (TypeError, "name must be a str", lambda: start("x", name=3)),
         (TypeError, "give a pathlib.Path", lambda: start("x", stdout="file")),
         (TypeError, r"process\.stdin", lambda: start("x", stdin=b"data")),
@@ -464,7 +465,7 @@ async def main():
     ) as process:
         process.stdin.write("hello\\n")
         print([item async for item in process.lines()], process.returncode)
-    async with aioproc.open_process(sys.executable, "-c", "input()") as process:
+    async with aioproc.open_process(sys.executable, "-c", "import sys; sys.stdin.read()"):
         pass
 asyncio.run(main())
 """,

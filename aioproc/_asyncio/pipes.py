@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _habits as habits
 from .._backends.base import ReadEnd, WriteEnd
+from .._notes import add_note
 from .._sink import BULKY, CHUNK, LAST_SIZE, LOOK_AGAIN, READ_SIZE, Sink
 from .extra import PipeFile
 
@@ -450,7 +451,10 @@ class WritePipeTransport(_PipeTransport, asyncio.WriteTransport):
                 return
         if not isinstance(data, (bytes, bytearray, memoryview)):
             kind = type(data).__name__
-            raise TypeError(f"data argument must be a bytes-like object, not {kind}")
+            error = TypeError(f"data argument must be a bytes-like object, not {kind}")
+            if isinstance(data, str):
+                add_note(error, "encode() it, or use open_process(text=True)")
+            raise error
         # What is not immutable may be changed by the caller before it goes out, or grow,
         # which it cannot while there is a view of it: on PyPy till some collection.
         view = memoryview(data if type(data) is bytes else bytes(data))

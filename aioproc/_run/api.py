@@ -260,14 +260,14 @@ async def run_shell(command: Any, *, shell: Any = None, **options: Any) -> Compl
     """
     if options.get("executable") is not None:
         raise ValueError("executable may not be given: use shell=")
-    settings = Settings("run_shell", command, (), shell=True, shell_program=shell, **options)
+    settings = Settings("run_shell", command, (), is_shell=True, shell_program=shell, **options)
     return await perform(settings)
 
 
 def _signature(first: list[inspect.Parameter]) -> inspect.Signature:
     """With all keywords: the function itself only hands them on."""
     own = inspect.signature(Settings.__init__).parameters.values()
-    left_out = ("shell", "shell_program")
+    left_out = ("is_shell", "shell_program")
     first += [one for one in own if one.kind is one.KEYWORD_ONLY and one.name not in left_out]
     first.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
     return inspect.Signature(first)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._backends import system
 from .._notes import add_note
-from .._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from .._spec.advice import explain_arguments, explain_missing, refuse_shell, refuse_unknown
 from .._spec.limits import die_where_honest
 from .._spec.spec import SpawnSpec
 from .._text import Encoder, check_pieces, judged_text
@@ -77,7 +77,7 @@ class Settings:
         program: Any,
         args: tuple[Any, ...],
         *,
-        shell: bool = False,
+        is_shell: bool = False,
         shell_program: Any = None,
         input: Any = None,
         stdin: Any = DEFAULT,
@@ -105,13 +105,14 @@ class Settings:
         **options: Any,
     ) -> None:
         self._function = function
-        self._shell = shell
-        if not args and not shell and isinstance(program, (list, tuple)):
+        self._shell = is_shell
+        refuse_shell(function, options, INSTEAD["shell"])
+        if not args and not is_shell and isinstance(program, (list, tuple)):
             raise TypeError(
                 f"{function}() takes the program and its arguments one by one: "
                 f"{function}(*command)"
             )
-        self.user_args: Any = program if shell else (program, *args)
+        self.user_args: Any = program if is_shell else (program, *args)
         if name is not None:
             self.name = judged_string("name", name)
         if limiter is not None:
@@ -152,7 +153,7 @@ class Settings:
             self._needs_output("idle_timeout")
         if env_update is not None:
             env = updated(env, env_update)
-        if shell is False:
+        if not is_shell:
             command: Any = (judged_program(program, cwd, options), *args)
         else:
             command = program
@@ -380,7 +381,7 @@ class Settings:
             explain_missing(error, self._spec, "run_shell")
 
 
-_OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"shell", "shell_program"}
+_OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"is_shell", "shell_program"}
 
 
 def judge_limiter(value: Any) -> Limiter:

@@ -47,6 +47,14 @@ def refuse_unknown(
         raise error from None
 
 
+def refuse_shell(function: str, options: Mapping[str, Any], instead: str) -> None:
+    """TypeError for `shell`, which is for SpawnSpec.build() alone."""
+    if "shell" in options:
+        error = TypeError(f"{function}() got an unexpected keyword argument 'shell'")
+        add_note(error, instead)
+        raise error
+
+
 def explain_arguments(
     error: TypeError, arguments: tuple[Any, ...], function: str = "create_subprocess_exec"
 ) -> None:

@@ -14,6 +14,7 @@ from .._backends.base import (
     STEP_RLIMIT,
 )
 from .._backends.system import HAS_CPUS, LINUX, WINDOWS
+from .._notes import add_note
 
 if TYPE_CHECKING:
     from .spec import SpawnSpec
@@ -170,7 +171,14 @@ def _cpus(value: Any) -> frozenset[int]:
 def _rlimit(key: Any, value: Any) -> tuple[str, int, int, int]:
     number = _RESOURCES.get(key) if isinstance(key, str) else None
     if number is None:
-        raise ValueError(f"there is no limit {key!r:.100} here; there is {', '.join(_RESOURCES)}")
+        error = ValueError(
+            f"there is no limit {key!r:.100} here; there is {', '.join(_RESOURCES)}"
+        )
+        for name, its in _RESOURCES.items():
+            if key == its or (isinstance(key, str) and key.lower() == f"rlimit_{name}"):
+                add_note(error, f"write {name!r}")
+                break
+        raise error
     name = f"rlimits[{key!r}]"
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
