@@ -8,7 +8,6 @@
  * moment they are found, since some do not live long. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -20,7 +19,6 @@ enum {
   SLOTS = 2 * ENTRIES,
   LINKS = 1 << 17,
   PAIRS = 2 * AP_TREES_MOST,
-  BETWEEN_YIELDS = 16, /* processes */
   CHASE = 200 /* looks at the youngest process in a round */
 };
 
@@ -443,12 +441,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
   begin(t, trees, n);
   pid_t youngest = processes_youngest(&t->all);
   int seen = 0;
-  for (pid_t pid; (pid = processes_next(&t->all)) > 0; seen++) {
-    visit(t, pid);
-    /* Whoever else wants the CPU, the loop's thread above all, need not wait for the end of
-     * our time slice. */
-    if (seen % BETWEEN_YIELDS == BETWEEN_YIELDS - 1) sched_yield();
-  }
+  for (pid_t pid; (pid = processes_next(&t->all)) > 0; seen++) visit(t, pid);
   anchor_by_members(t);
   join_the_rest(t);
   for (int i = 0; i < t->now->count; i++) {
