@@ -109,13 +109,7 @@ def _shell_spec(
 def _give_up(child: Child, spec: SpawnSpec) -> None:
     """Ends a child that nobody gets, with what it may have started by now."""
     if spec.tree and child.error is None:
-        tree = tree_of(
-            child,
-            session=spec.start_new_session,
-            leads_group=spec.leads_group,
-            mark=spec.mark,
-        )
-        tree.kill_at_once()
+        tree_of(child, spec).kill_at_once()
     child.abandon()
 
 

@@ -390,7 +390,7 @@ async def test_a_child_that_is_only_about_to_start(aioproc: Any, asks_first: boo
     child = _backends.current().spawn(spec, loop, lazy=True)
     ended: asyncio.Future[None] = loop.create_future()
     child.on_exit = functools.partial(ended.set_result, None)
-    tree = make_tree(child, session=False, leads_group=spec.leads_group, mark="")
+    tree = make_tree(child, spec)
     if not has_jobs():
         assert await tree.kill() is None
     elif asks_first:  # what cannot be asked yet

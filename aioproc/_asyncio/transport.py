@@ -83,12 +83,7 @@ class SubprocessTransport(asyncio.SubprocessTransport):
         #: What is ended with the child, if its spec asked for that.
         self.tree: ProcessTree | None = None
         if spec.tree:
-            self.tree = tree_of(
-                child,
-                session=spec.start_new_session,
-                leads_group=spec.leads_group,
-                mark=spec.mark,
-            )
+            self.tree = tree_of(child, spec)
         self._generation = generation.number
         self._returncode: int | None = None
         self._finished = False

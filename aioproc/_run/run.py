@@ -518,8 +518,7 @@ class Run:
         assert child is not None
         if not spec.tree:
             return Alone(child)
-        session, leads_group = spec.start_new_session, spec.leads_group
-        return tree_of(child, session=session, leads_group=leads_group, mark=spec.mark)
+        return tree_of(child, spec)
 
     async def _end(self, *, leftovers: bool = False) -> None:
         """Ends the tree; reads what there is to be read."""

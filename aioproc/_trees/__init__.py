@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .._backends.base import Child
 from .._backends.system import WINDOWS
 from .alone import Alone
@@ -9,18 +11,19 @@ from .child_tree import ChildTree
 from .job_tree import JobTree
 from .tree import Tree
 
+if TYPE_CHECKING:
+    from .._spec.spec import SpawnSpec
+
 __all__ = ["Alone", "ChildTree", "JobTree", "ProcessTree", "Tree", "tree_of"]
 
 #: What both can: send, signal, alive, gone, kill, close.
 ProcessTree = ChildTree | JobTree
 
 
-def tree_of(child: Child, *, session: bool, leads_group: bool, mark: str) -> ProcessTree:
-    """The tree of a child that was made for it, right after the spawn.
-
-    session: it has one of its own. leads_group: a process group, on Windows one on our
-    console. mark: as from new_mark(), on POSIX.
-    """
+def tree_of(child: Child, spec: SpawnSpec) -> ProcessTree:
+    """The tree of a child that was made for it, by this, right after the spawn."""
     if WINDOWS:
-        return JobTree(child, leads_group=leads_group)
-    return ChildTree(child, session=session, leads_group=leads_group, mark=mark)
+        return JobTree(child, leads_group=spec.leads_group)
+    return ChildTree(
+        child, session=spec.start_new_session, leads_group=spec.leads_group, mark=spec.mark
+    )
