@@ -71,7 +71,8 @@ class Ending:
             if self.left is None:
                 self._tree.kill_at_once()
         # Who has seen that all are gone need not have told us of the child.
-        if not self._tree.refused:
+        # (A signal for a zombie of another user's may be refused as well.)
+        if not self._tree.refused or self._has_ended():
             await self.wait(self._exit, MOST_AFTER_KILL)
 
     def hurry(self) -> None:
