@@ -68,7 +68,7 @@ SHORT_LOOP = 8
 DISTURBANCES = ("fork", "thief", "ignored", "storm", "limit", "loops", "switch", "collect")
 
 #: From the first third of the phases to the last: KiB that are allocated and resident, objects.
-MOST_ALLOCATED, MOST_KIB, MOST_OBJECTS = 2048, 16384, 500
+MOST_ALLOCATED, MOST_KIB, MOST_OBJECTS = 512, 16384, 500
 
 #: With few descriptors these are what they must be.
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)

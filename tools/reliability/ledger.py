@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -51,16 +50,22 @@ def children() -> frozenset[int]:
     return frozenset(found)
 
 
+def _content(path: str) -> bytes:
+    # Not by pathlib, which interns the parts of each path: of names that come once only, the
+    # pids here, the interpreter's table of interned strings grows, by half a MiB in a soak.
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def marked(mark: str) -> dict[int, str]:
     """Processes that have this NAME=value in their environment, with their commands. Zombies
     have none."""
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
-            if mark.encode() in environment.split(b"\0"):
-                command = Path(f"/proc/{name}/cmdline").read_bytes()
-                found[int(name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+            if mark.encode() in _content(f"/proc/{name}/environ").split(b"\0"):
+                command = _content(f"/proc/{name}/cmdline").replace(b"\0", b" ")
+                found[int(name)] = command.decode(errors="replace").strip()
         except OSError:
             continue  # it has ended
     return found
