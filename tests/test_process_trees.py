@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import signal
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,54 @@ async def test_what_a_child_has_left_behind(aioproc: Any, family: list[int]) -> 
     assert await process.kill_tree() == []
     assert process.returncode == 3
     assert not any(map(is_alive, family))
+
+
+def hopper(path: Path, segments: int) -> Path:
+    """Makes a program for Linux on x86_64 that executes itself again and again. Each exec takes
+    long for its many segments, and meanwhile the process has no environment."""
+    code = bytes.fromhex(
+        "488b7c2408"  # mov rdi, [rsp+8]: argv[0]
+        "488d742408"  # lea rsi, [rsp+8]: argv
+        "488b0424"  # mov rax, [rsp]: argc
+        "488d54c608"  # lea rdx, [rsi+rax*8+8]: the environment
+        "b83b000000"  # mov eax, 59: execve
+        "0f05"  # syscall
+        "0f0b"  # ud2
+    )
+    start, header, entry, page = 0x400000, 64, 56, 4096
+    size = header + entry * segments + len(code)
+    room = -(-size // page) * page
+    begin = start + size - len(code)
+    program = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    fields = (2, 62, 1, begin, header, 0, 0, header, entry, segments, 0, 0, 0)
+    program += struct.pack("<HHIQQQIHHHHHH", *fields)
+    for i in range(segments):
+        program += struct.pack("<IIQQQQQQ", 1, 5, 0, start + i * room, 0, size, size, page)
+    path.write_bytes(program + code)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
+    reason="the program is one for Linux on x86_64",
+)
+@pytest.mark.asyncio
+async def test_in_the_midst_of_an_exec(aioproc: Any, family: list[int], tmp_path: Path) -> None:
+    """Out of the session, its parent gone, and no mark to be read of it: most of the time."""
+    program = str(hopper(tmp_path / "hopper", 50))
+    command = ("sh", "-c", 'setsid "$1" >/dev/null & echo $! $$; read end; exit 3', "sh", program)
+    for _ in range(10):
+        process = await aioproc.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, tree=True
+        )
+        hops = int((await process.stdout.readline()).split()[0])
+        family.append(hops)
+        assert await settle(lambda pid=hops: os.readlink(f"/proc/{pid}/exe") == program)
+        process.stdin.write(b"\n")
+        assert await process.wait() == 3
+        assert await process.kill_tree() == []
+        assert not is_alive(hops)
 
 
 @pytest.mark.asyncio
@@ -366,7 +416,9 @@ async def test_a_creation_that_is_cancelled(aioproc: Any, tmp_path: Path) -> Non
     """Before anybody has the process, and when it has started another already."""
     fifo = str(tmp_path / "fifo")
     os.mkfifo(fifo)
-    command = ("sh", "-c", 'sleep 1000 & echo $$ $! >"$1"; wait', "sh", fifo)
+    # One of the two leaves the group that can be signalled.
+    script = 'sleep 1000 & one=$!; setsid sh -c "echo $$ $one \\$\\$ >$1; exec sleep 1000" & wait'
+    command = ("sh", "-c", script, "sh", fifo)
     creation = asyncio.ensure_future(
         aioproc.create_subprocess_exec(*command, stdin=NULL, tree=True)
     )
@@ -374,6 +426,7 @@ async def test_a_creation_that_is_cancelled(aioproc: Any, tmp_path: Path) -> Non
     # The loop stands still meanwhile, and so hears nothing of it.
     with open(fifo) as file:
         family = list(map(int, file.read().split()))
+    assert len(family) == 3
     creation.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creation

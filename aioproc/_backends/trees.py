@@ -49,6 +49,7 @@ class Sought(Protocol):
     newcomers: int
     signalled: int
     denied: int
+    in_exec: int
 
 
 class Scanner(Protocol):

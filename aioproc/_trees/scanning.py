@@ -138,7 +138,7 @@ class Request:
 
     def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
         """After it, which took so much of a CPU. True: done, the result is there."""
-        self.result = sought.alive
+        self.result = sought.alive + sought.in_exec
         return True
 
     def is_refused(self) -> bool:
@@ -185,7 +185,7 @@ class Gone(Request):
         return super().is_dropped() or (self.loop is not None and self.loop.is_closed())
 
     def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
-        self._quiet = 0 if sought.alive else self._quiet + 1
+        self._quiet = 0 if sought.alive or sought.in_exec else self._quiet + 1
         self.result = self._quiet == QUIET
         if self.result:
             return True
@@ -221,10 +221,11 @@ class Kill(Request):
         self.result = scanner.pids(sought)
         if sought.newcomers and self._rounds:
             self._quiet_enough = QUIET_AFTER_NEWCOMERS
-        self._quiet = 0 if sought.alive else self._quiet + 1
+        waits = bool(sought.alive or sought.in_exec)
+        self._quiet = 0 if waits else self._quiet + 1
         if self._quiet == self._quiet_enough:
             return True
-        return self._later(bool(sought.alive and not sought.newcomers))
+        return self._later(waits and not sought.newcomers)
 
     def is_refused(self) -> bool:
         return self._later(True)

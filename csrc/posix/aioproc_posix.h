@@ -140,7 +140,9 @@ typedef struct {
   int32_t null_fd;
   int32_t orphans;    /* as ap_orphan_count */
   int32_t pid;
-  int32_t started; /* 1: the exec is known to have worked, no AP_STARTED comes */
+  /* 1: the exec is known to have worked, no AP_STARTED comes. With -errno: there was a child
+   * that could not be watched; it and its group have been killed. */
+  int32_t started;
   int32_t step;    /* AP_STEP_*, where -errno is returned */
   int64_t token;   /* the result, for callers that are interrupted before they get it */
 } ap_request;
@@ -353,6 +355,7 @@ typedef struct {
   int32_t newcomers; /* those of them that no earlier round has seen */
   int32_t signalled; /* who got a signal in this round */
   int32_t denied;    /* who could not be given one */
+  int32_t in_exec;   /* who may be a member: in the midst of an exec it has no mark to be read */
   int32_t pids[AP_TREE_PIDS]; /* the first of those alive */
   uint32_t id;       /* the scanner's own; 0 at first */
 } ap_tree;

@@ -373,7 +373,9 @@ pid_t processes_next(processes *all);
 /* 0; -ESRCH: there is none; -errno. */
 int processes_facts(processes *all, pid_t pid, process_facts *facts);
 /* Calls with one piece of the environment (NAME=value strings, each with its NUL) after
- * the other. 0 or -errno. */
+ * the other. 0; PROCESS_IN_EXEC: it has none just now, as far as that can be told (Linux);
+ * -errno. */
+enum { PROCESS_IN_EXEC = 1 };
 typedef void processes_piece(void *argument, const char *bytes, size_t length);
 int processes_environment(processes *all, pid_t pid, processes_piece *take, void *argument);
 /* Sends the signals in that set (bit N - 1 is signal N), and SIGCONT if it is stopped and

@@ -259,10 +259,20 @@ static void read_piece(void *argument, const char *bytes, size_t length) {
   }
 }
 
+static void count_in_exec(ap_trees *t, const entry *one) {
+  for (int i = 0; i < t->n; i++) {
+    ap_tree *tree = t->trees[i];
+    if (tree->mark && one->facts.start >= tree->start && !link_of(t, one, tree->id))
+      tree->in_exec++;
+  }
+}
+
 static bool join_by_mark(ap_trees *t, entry *one) {
   reader r = {.t = t, .one = one};
+  int result = processes_environment(&t->all, one->facts.pid, read_piece, &r);
+  if (result == PROCESS_IN_EXEC) count_in_exec(t, one);
   /* It may be another user's, who does not let us read it. */
-  if (processes_environment(&t->all, one->facts.pid, read_piece, &r) < 0) return r.joined;
+  if (result < 0) return r.joined;
   if (r.at == IN_NAME_END) mark_ends(&r);
   return r.joined;
 }
@@ -414,7 +424,7 @@ static void begin(ap_trees *t, ap_tree *const *trees, int n) {
   t->marks = false;
   for (int i = 0; i < n; i++) {
     ap_tree *tree = trees[i];
-    tree->alive = tree->newcomers = tree->signalled = tree->denied = 0;
+    tree->alive = tree->newcomers = tree->signalled = tree->denied = tree->in_exec = 0;
     t->fresh[i] = !tree->id;
     if (!tree->id) tree->id = ++t->last_id;
     process_facts leader;

@@ -162,22 +162,54 @@ int processes_facts(processes *all, pid_t pid, process_facts *facts) {
   return facts_in(all, all->proc, name, facts);
 }
 
-int processes_environment(processes *all, pid_t pid, processes_piece *take, void *argument) {
+/* How many pieces there were, or -errno. */
+static int read_environment(processes *all, pid_t pid, processes_piece *take, void *argument) {
   char name[32];
   snprintf(name, sizeof name, "%d/environ", (int)pid);
   int fd = open_noted(all, &all->file, all->proc, name, 0);
   if (fd < 0) return gone_or(fd);
-  int error = 0;
+  int error = 0, pieces = 0;
   /* The most that an exec takes is 6 MiB (execve(2)). */
-  for (int pieces = 0; pieces < (16 << 20) / (int)sizeof all->piece; pieces++) {
+  while (pieces < (16 << 20) / (int)sizeof all->piece) {
     ssize_t length = read(fd, all->piece, sizeof all->piece);
     if (length < 0 && errno == EINTR) continue;
     if (length < 0) error = -errno;
     if (length <= 0) break;
     take(argument, all->piece, (size_t)length);
+    pieces++;
   }
   close_noted(all, &all->file);
-  return gone_or(error);
+  return error < 0 ? gone_or(error) : pieces;
+}
+
+/* Whether it has new memory (vsize), and in it no environment yet (env_end), which is written
+ * at the end of an exec (create_elf_tables() in fs/binfmt_elf.c). One that is empty has an
+ * end, and what has no memory is of the kernel, or about to have ended. */
+static bool is_in_exec(processes *all, pid_t pid) {
+  enum { STATE = 3, MEMORY = 23, ENVIRONMENT_END = 51 };
+  char name[32], text[2048];
+  snprintf(name, sizeof name, "%d/stat", (int)pid);
+  if (read_noted(all, all->proc, name, text, sizeof text) < 0) return false;
+  char *at = strrchr(text, ')');
+  if (!at || at[1] != ' ' || !at[2]) return false;
+  at += 3;
+  bool has_memory = false;
+  for (int field = STATE + 1; field <= ENVIRONMENT_END && *at == ' '; field++) {
+    uint64_t value = strtoull(at, &at, 10);
+    if (field == MEMORY) has_memory = value != 0;
+    if (field == ENVIRONMENT_END) return has_memory && value == 0;
+  }
+  return false;
+}
+
+int processes_environment(processes *all, pid_t pid, processes_piece *take, void *argument) {
+  for (int tries = 0; tries < 2; tries++) {
+    int pieces = read_environment(all, pid, take, argument);
+    if (pieces != 0) return pieces < 0 ? pieces : 0;
+    if (is_in_exec(all, pid)) return PROCESS_IN_EXEC;
+    /* It has come to the end of that meanwhile, or there is none. */
+  }
+  return 0;
 }
 
 /* By the descriptor; by the number, which has just been checked, where there is no such

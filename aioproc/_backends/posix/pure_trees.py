@@ -61,6 +61,15 @@ def parse(pid: int, text: bytes) -> Facts:
     )
 
 
+def is_in_exec(text: bytes) -> bool:
+    """By /proc/PID/stat: whether it has new memory (vsize), and in it no environment yet
+    (env_end), which is written at the end of an exec (create_elf_tables() in fs/binfmt_elf.c).
+    One that is empty has an end, and what has no memory is of the kernel, or about to have
+    ended."""
+    fields = text.rpartition(b")")[2].split()
+    return len(fields) > 48 and fields[20] != b"0" and fields[48] == b"0"
+
+
 def marks_in(environment: bytes) -> set[int]:
     """All marks of all entries that have any."""
     found = set()
@@ -163,11 +172,19 @@ class _Proc:
     def facts(self, pid: int) -> Facts:
         return parse(pid, self._read(f"{pid}/stat", self.root, 512))
 
-    def marks(self, pid: int) -> set[int]:
+    def marks(self, pid: int) -> set[int] | None:
+        """None: it is in the midst of an exec, and has no environment."""
         try:
-            return marks_in(self._read(f"{pid}/environ", self.root, _ENVIRONMENT))
+            for _ in range(2):
+                environment = self._read(f"{pid}/environ", self.root, _ENVIRONMENT)
+                if environment:
+                    return marks_in(environment)
+                if is_in_exec(self._read(f"{pid}/stat", self.root, 2048)):
+                    return None
+                # It has come to the end of that meanwhile, or there is none.
         except (_Gone, OSError):
-            return set()  # it may be another user's, who does not let us read it
+            pass  # it may be another user's, who does not let us read it
+        return set()
 
     def numbers(self) -> list[int]:
         self._restock()
@@ -257,7 +274,7 @@ class PureSought:
     def __init__(self) -> None:
         self.leader = self.session = self.mark = self.start = self.born = 0
         self.signal = self.step = self.flags = self.group = self.group_time = 0
-        self.alive = self.newcomers = self.signalled = self.denied = 0
+        self.alive = self.newcomers = self.signalled = self.denied = self.in_exec = 0
         self.pids: list[int] = []
         self.anchored = False
         #: In an earlier round.
@@ -331,7 +348,7 @@ class PureScanner:
                 self._by_session[tree.session].append(tree)
             if tree.mark:
                 self._by_mark[tree.mark].append(tree)
-            tree.alive = tree.newcomers = tree.signalled = tree.denied = 0
+            tree.alive = tree.newcomers = tree.signalled = tree.denied = tree.in_exec = 0
             tree.pids = []
             tree.anchored = False
             if tree.leader:
@@ -369,7 +386,12 @@ class PureScanner:
         self._join_by_parent(one)
         came = self._join_by_session(one)
         if facts.alive and self._by_mark and len(one.steps) < len(self._trees):
-            for mark in self._proc.marks(pid):
+            marks = self._proc.marks(pid)
+            if marks is None:
+                for tree in self._trees:
+                    if tree.mark and tree not in one.steps and facts.start >= tree.start:
+                        tree.in_exec += 1
+            for mark in marks or ():
                 came |= self._join(one, self._by_mark.get(mark, ()))
         if came:
             # A member that has come since the last round: it may not live long.
