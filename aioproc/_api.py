@@ -18,7 +18,7 @@ from ._backends.watcher import crowded
 from ._notes import add_note
 from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
-from ._trees import tree_of
+from ._trees import end_given_up, tree_of
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)
 
@@ -121,7 +121,11 @@ async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
                 turn = backend.turn(loop)
                 if turn is not None:
                     await turn
-            child = backend.spawn(spec, loop)
+            try:
+                child = backend.spawn(spec, loop)
+            except BaseException:
+                end_given_up(spec)
+                raise
             try:
                 if child.started is not None:
                     await child.started

@@ -165,7 +165,10 @@ from aioproc._backends import current
 fifo = sys.argv[1]
 os.mkfifo(fifo)
 assert current().name == ("pure" if subject == "pure" else "native")
-command = 'sleep 1000 & echo $$ $! >"$1"; echo >"$2"; wait'
+# One of the two leaves the group that can be signalled.
+command = (
+    'sleep 1000 & one=$!; setsid sh -c "echo $$ $one \\$\\$ >$1; echo >$2; exec sleep 1000" & wait'
+)
 pids = os.path.join(os.path.dirname(fifo), "pids")
 
 async def main():
@@ -190,7 +193,7 @@ async def main():
         raise AssertionError("not refused")
     with open(pids) as file:
         family = list(map(int, file.read().split()))
-    assert len(family) == 2
+    assert len(family) == 3
     assert await settle(lambda: not any(map(is_alive, family)))
 
 run(main())
@@ -202,7 +205,7 @@ run(main())
 def test_what_it_has_started_by_then(
     request: pytest.FixtureRequest, subject: str, tmp_path: Path
 ) -> None:
-    """A child that runs already, and cannot be watched: it is ended with its group."""
+    """A child that runs already, and cannot be watched: it is ended with what it has started."""
     if subject not in subjects(request.config):
         pytest.skip("waived")
     environment = {"LD_PRELOAD": preload(tmp_path)} if subject == "portable" else {}

@@ -468,14 +468,16 @@ async def test_cancelled_while_it_drains(aioproc: Any, heard: Heard, clock: Pipe
 
 @everywhere
 async def test_a_coroutine_that_is_closed(aioproc: Any, heard: Heard) -> None:
-    """Nobody awaits it any more: its group is killed, at once."""
-    coroutine = aioproc.run("sh", "-c", "sleep 1000 & echo $! $$; " + STAYS, on_line=heard)
+    """Nobody awaits it any more: it is killed, and what has left its group."""
+    family = 'sleep 1000 & one=$!; setsid sh -c "echo $one $$ \\$\\$; exec sleep 1000" & '
+    coroutine = aioproc.run("sh", "-c", family + STAYS, on_line=heard)
     future = coroutine.send(None)
     assert future is not None
     future._asyncio_future_blocking = False
     await asyncio.wait_for(heard.came.wait(), FUSE)
     coroutine.close()
     pids = heard.pids
+    assert len(pids) == 3
     for _ in range(1000):
         if not any(map(is_alive, pids)):
             break

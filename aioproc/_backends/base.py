@@ -230,6 +230,9 @@ class Child(Protocol):
         come to lead it. From any thread; never to another group. ProcessLookupError: the
         child has been reaped. ValueError on Windows, which has none."""
 
+    def is_ours(self) -> bool:
+        """Not in a forked process."""
+
     def poll(self) -> int | None:
         """The returncode; looks for an exit that no loop will notice any more. From any
         thread; calls nobody."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from .base import Job, ReadEnd, ResourceUsage, Terminal, WriteEnd
+from .base import Job, ReadEnd, ResourceUsage, Terminal, WriteEnd, generation
 from .stdio import BaseStdio
 from .watcher import Watcher
 
@@ -21,6 +21,7 @@ class BaseChild:
 
     __slots__ = (
         "__weakref__",
+        "_generation",
         "_rusage",
         "_slow_watcher",
         "context",
@@ -41,6 +42,7 @@ class BaseChild:
     def __init__(self, pid: int, stdio: BaseStdio[Any, Any]) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self._generation = generation.number
         self._rusage: ResourceUsage | None = None
         self.started: asyncio.Future[None] | None = None
         self.error: OSError | None = None
@@ -53,6 +55,9 @@ class BaseChild:
         self.stdout: ReadEnd | None = stdio.stdout
         self.stderr: ReadEnd | None = stdio.stderr
         self.terminal: Terminal | None = stdio.terminal
+
+    def is_ours(self) -> bool:
+        return self._generation == generation.number
 
     def keep_output(self) -> None:
         pass  # nothing is collected

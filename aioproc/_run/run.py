@@ -32,7 +32,7 @@ from .._messages import discreet
 from .._sink import LOOKS, Sink
 from .._spec.spec import SpawnSpec
 from .._text import Decoder
-from .._trees import Alone, ProcessTree, tree_of
+from .._trees import Alone, ProcessTree, end_given_up, tree_of
 from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
 from .feed import Feed, feed
@@ -178,7 +178,11 @@ class Run:
             spec = self._spec = settings.spec(opened)
             lazy = not settings.is_in_a_hurry
             collect = lazy and self._may_wait(spec)
-            child = _backends.current().spawn(spec, loop, lazy, collect, settings.data)
+            try:
+                child = _backends.current().spawn(spec, loop, lazy, collect, settings.data)
+            except BaseException:
+                end_given_up(spec)
+                raise
         finally:
             for file in opened:
                 file.close()
@@ -774,7 +778,7 @@ async def attempt(
     """
     loop = asyncio.get_running_loop()
     pauses = iter(TEXT_BUSY_PAUSES)
-    has_waited = False
+    has_waited = has_warned = False
     patience = SHORT_PAUSE
     end = None
     if began is not None and settings.timeout is not None:
@@ -793,6 +797,7 @@ async def attempt(
                 raise
             pause = next(pauses, None) if error.errno == errno.ETXTBSY else None
             waits = limiter is not None and error.errno in NOT_NOW and limiter.has_others
+            why = error.strerror
             if pause is None and not waits:
                 settings.explain(error)
                 if run.raises:
@@ -802,6 +807,11 @@ async def attempt(
             await asyncio.sleep(pause)
         else:
             assert limiter is not None
+            if patience == LONGEST_SHORT_PAUSE and not has_warned:
+                # Perhaps for ever: what has taken the room may not end by itself.
+                has_warned = True
+                what = discreet(settings.user_args, settings.name)
+                logger.warning("%s waits for room, or the end of another: %s", what, why)
             await limiter.room(_sooner(loop.time() + patience, end), again=has_waited)
             has_waited = True
             patience = min(2 * patience, LONGEST_SHORT_PAUSE)

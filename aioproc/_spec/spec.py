@@ -133,6 +133,9 @@ class SpawnSpec:
     die_if_honest: bool = False
     #: Whether what the child starts is to be ended with it.
     tree: bool = False
+    #: Set by the backend, where a child that had begun has been ended, and nobody gets it:
+    #: what it has started by then may live.
+    was_given_up: bool = False
     #: With `tree`: whether the child leads a process group; on Windows, one on our console.
     leads_group: bool = False
     #: POSIX: what it will be known by; "" without `tree`.

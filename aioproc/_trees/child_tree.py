@@ -7,7 +7,7 @@ import signal
 import time
 
 from .._backends.base import Child
-from .tree import Tree
+from .tree import Tree, kill_marked
 from .waiting import until_ended
 
 
@@ -23,6 +23,7 @@ class ChildTree:
         will: never the group of somebody else, in which we may be ourselves."""
         self._child = child
         self._leads_group = leads_group
+        self._mark = mark
         #: The child has not taken the last signal.
         self.refused = False
         self._tree = Tree(child.pid, session=session, mark=mark)
@@ -71,8 +72,10 @@ class ChildTree:
         return left
 
     def kill_at_once(self) -> None:
-        """Ends those that need not be looked for, and waits for nobody."""
+        """Has all members ended: the group by now, others in a while. Waits for nobody."""
         self._signal_leader(signal.SIGKILL)
+        if self._child.is_ours():
+            kill_marked(self._mark)
 
     def close(self) -> None:
         self._child.release()

@@ -75,6 +75,14 @@ class Tree:
         return _put(Kill(self._target, asyncio.get_running_loop()))
 
 
+def kill_marked(mark: str) -> None:
+    """Has those ended who carry that mark: what a child has started that nobody holds any
+    more, so that its number may be another's at any time. From any thread; without an
+    answer."""
+    if mark:
+        scanning.put(Kill(Target(0, 0, int(mark, 16), now()), None))
+
+
 def _put(request: Request) -> asyncio.Future[Any]:
     assert request.future is not None
     scanning.put(request)

@@ -293,6 +293,7 @@ int spawn_posix(ap_child *child, ap_request *request, const char *strings,
     result = 0; /* taken by another wait already: its status is lost */
   } else if (result < 0) {
     see_off(child, request);
+    request->started = 1;
   }
 
 finish:

@@ -192,7 +192,6 @@ class NativeChild(BaseChild):
     """base.Child over a token of the C layer."""
 
     __slots__ = (
-        "_generation",
         "_held",
         "_port",
         "_spec",
@@ -210,7 +209,6 @@ class NativeChild(BaseChild):
         self._token = token
         #: For the error of a failed exec; let go of once it has worked.
         self._spec: SpawnSpec | None = spec
-        self._generation = generation.number
         #: Its exec's result is not known.
         self.is_starting = False
         #: An ap_completion, as bytes.
@@ -245,14 +243,14 @@ class NativeChild(BaseChild):
         return None if self._usage is None else partial(_usage_in, self._usage)
 
     def send_signal(self, signal: int) -> None:
-        if self.returncode is not None or self._generation != generation.number:
+        if self.returncode is not None or not self.is_ours():
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         result = lib.ap_signal(self._token, signal)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
 
     def hold(self) -> None:
-        if self._held is None and self.returncode is None and self._is_ours():
+        if self._held is None and self.returncode is None and self.is_ours():
             held = _Held(self._token)
             if lib.ap_hold(self._token) == 0:
                 self._held = held
@@ -269,17 +267,14 @@ class NativeChild(BaseChild):
                 port.retire_when_idle()
 
     def signal_group(self, signal: int) -> None:
-        if not self._is_ours() or (self.returncode is not None and self._held is None):
+        if not self.is_ours() or (self.returncode is not None and self._held is None):
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         result = lib.ap_signal_group(self._token, signal, group_by)
         if result < 0:
             raise OSError(-result, os.strerror(-result))
 
-    def _is_ours(self) -> bool:
-        return self._generation == generation.number
-
     def poll(self) -> int | None:
-        if self.returncode is None and self._generation == generation.number:
+        if self.returncode is None and self.is_ours():
             port = self._port
             if port is not None and port.loop_is_closed():
                 port.close()
@@ -289,7 +284,7 @@ class NativeChild(BaseChild):
         return self.returncode
 
     def peek(self) -> int | None:
-        if self.returncode is None and self._generation == generation.number:
+        if self.returncode is None and self.is_ours():
             completion = ffi.new("ap_completion *")
             if lib.ap_peek(self._token, completion) == 1:
                 status = completion.status
@@ -298,7 +293,7 @@ class NativeChild(BaseChild):
         return self.returncode
 
     def abandon(self) -> None:
-        if self._is_ours():
+        if self.is_ours():
             self.keep_output()
         self._leave()
         self.release()
@@ -578,6 +573,7 @@ class PosixBackend(WithoutJobs):
             if token < 0:
                 if token == -errno.ENOTSUP:
                     return self._spawn_by_popen(spec, loop, port, stdio)
+                spec.was_given_up = bool(request.started)
                 raise spawn_error(spec, -token, request.step)
             kept = not collect or request.ours[0] >= 0
             if pipes and kept:
@@ -598,6 +594,7 @@ class PosixBackend(WithoutJobs):
         except BaseException:
             # Ctrl-C may come before the token is known here.
             if request.token > 0:
+                spec.was_given_up = True
                 port.abandon(request.token)
             raise
         finally:
@@ -630,6 +627,7 @@ class PosixBackend(WithoutJobs):
             if token <= 0:
                 see_off(pid, spec)
             else:
+                spec.was_given_up = True
                 if leads_group(spec):
                     lib.ap_signal_group(token, SIGKILL, group_by)
                 port.abandon(token)

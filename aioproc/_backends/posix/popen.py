@@ -43,17 +43,20 @@ def leads_group(spec: SpawnSpec) -> bool:
     return spec.start_new_session or spec.process_group == 0
 
 
-def end_group(child: PureChild) -> None:
-    """Of a child that is given up."""
-    try:
-        child.signal_group(signal.SIGKILL)
-    except OSError:
-        pass  # gone, or running setuid
+def end_group(child: PureChild, spec: SpawnSpec) -> None:
+    """Of a child that is given up, if it leads one."""
+    spec.was_given_up = True
+    if leads_group(spec):
+        try:
+            child.signal_group(signal.SIGKILL)
+        except OSError:
+            pass  # gone, or running setuid
 
 
 def see_off(pid: int, spec: SpawnSpec) -> None:
     """Kills a child that nothing watches, with what it may have started by now if it leads a
     group, and waits for its end."""
+    spec.was_given_up = True
     try:
         if os.waitpid(pid, os.WNOHANG)[0] == 0:  # else the number may be another's by now
             if leads_group(spec):

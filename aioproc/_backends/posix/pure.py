@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..base import WithoutJobs
 from .limited import refuse
 from .pipes import Stdio
-from .popen import end_group, leads_group, popen, see_off
+from .popen import end_group, popen, see_off
 from .pure_child import PureChild, orphans
 from .terminals import open_terminal
 from .watchers import mechanism, watchers
@@ -67,8 +67,8 @@ class PureBackend(WithoutJobs):
             return child
         except BaseException:
             # EMFILE, say, or Ctrl-C. It must not live on unseen.
-            if child is not None and leads_group(spec):
-                end_group(child)
+            if child is not None:
+                end_group(child, spec)
             stdio.undo(child)
             if pid and child is None:
                 see_off(pid, spec)

@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from ..base import UNKNOWN_EXIT, ResourceUsage, generation, logger, warn_unknown_exit
+from ..base import UNKNOWN_EXIT, ResourceUsage, logger, warn_unknown_exit
 from ..child import BaseChild
 from ..orphans import Orphans
 from .pipes import Stdio
@@ -62,7 +62,6 @@ class PureChild(BaseChild):
     """base.Child over a pid that this backend reaps."""
 
     __slots__ = (
-        "_generation",
         "_held",
         "_lock",
         "_owed",
@@ -77,7 +76,6 @@ class PureChild(BaseChild):
     def __init__(self, pid: int, stdio: Stdio) -> None:
         super().__init__(pid, stdio)
         self.pidfd = -1
-        self._generation = generation.number
         self._peak = _own_peak()
         self._tries = 0
         self._watcher: ExitWatcher | None = None
@@ -93,7 +91,7 @@ class PureChild(BaseChild):
 
     def send_signal(self, number: int) -> None:
         # Before the lock, which in a forked process may be held by nobody who lives.
-        if self._generation != generation.number:
+        if not self.is_ours():
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         with self._lock:
             if self.returncode is not None:
@@ -112,7 +110,7 @@ class PureChild(BaseChild):
             self._held = self.returncode is None and hasattr(os, "waitid")
 
     def release(self) -> None:
-        if self._generation != generation.number:
+        if not self.is_ours():
             return
         with self._lock:
             self._held = False
@@ -127,7 +125,7 @@ class PureChild(BaseChild):
             self.release()
 
     def signal_group(self, number: int) -> None:
-        if self._generation != generation.number:
+        if not self.is_ours():
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         with self._lock:
             if self.returncode is not None and not self._zombie:
@@ -183,7 +181,7 @@ class PureChild(BaseChild):
 
     def peek(self) -> int | None:
         with self._lock:
-            if self.returncode is not None or self._generation != generation.number:
+            if self.returncode is not None or not self.is_ours():
                 return self.returncode
             try:
                 info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -203,7 +201,7 @@ class PureChild(BaseChild):
     def abandon(self) -> None:
         self._leave()
         self.release()
-        if self._generation != generation.number:
+        if not self.is_ours():
             return
         try:
             self.send_signal(signal.SIGKILL)
@@ -215,7 +213,7 @@ class PureChild(BaseChild):
 
     def reap(self) -> bool:
         """True when it has ended, now or before. Any thread."""
-        if self._generation != generation.number:
+        if not self.is_ours():
             return False
         with self._lock:
             if self.returncode is not None:
