@@ -813,6 +813,41 @@ async def test_what_somebody_else_gives_back(aioproc: Any) -> None:
     await script(ELSEWHERE)
 
 
+WARNED = """
+import errno, logging
+from aioproc._run import run as module
+module.SHORT_PAUSE = module.LONGEST_SHORT_PAUSE = 0.01
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("aioproc").addHandler(handler)
+
+async def main():
+    await aioproc.run("true")
+    few = os.dup(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limiter = aioproc.Limiter(2)
+    async with limiter:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+        waits = asyncio.ensure_future(aioproc.run("echo", "a", limiter=limiter))
+        while not said:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # once is enough
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (await waits).text == "a"
+    os.close(few)
+    [text] = said
+    assert "echo" in text and "waits" in text and os.strerror(errno.EMFILE) in text, text
+run(new_event_loop, main())
+"""
+
+
+@posix_only("RLIMIT_NOFILE")
+async def test_who_waits_for_room_for_long(aioproc: Any) -> None:
+    """It says so: what has taken the room may never end by itself."""
+    await script(WARNED)
+
+
 # -- bad input
 
 

@@ -216,7 +216,7 @@ def test_a_soak(ours: str) -> None:
 
 def test_jobs_are_drawn_by_their_seed() -> None:
     def drawn(seed: int) -> list[str]:
-        own = jobs.Jobs(random.Random(seed), are_taken=False, survive=True)
+        own = jobs.Jobs(random.Random(seed), are_taken=False, survive=True, is_short=False)
         return [own.draw()[0] for _ in range(50)]
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -224,13 +224,15 @@ def test_jobs_are_drawn_by_their_seed() -> None:
 
 
 def test_a_job_knows_a_wrong_status() -> None:
-    own = jobs.Jobs(random.Random(0), are_taken=False, survive=True)
+    own = jobs.Jobs(random.Random(0), are_taken=False, survive=True, is_short=False)
     own._status(0, 0)
     for found in (1, None, jobs.UNKNOWN_EXIT):
         with pytest.raises(jobs.Wrong):
             own._status(found, 0)
     # Not to be known where somebody else waits, and no pidfd keeps it.
-    jobs.Jobs(random.Random(0), are_taken=True, survive=False)._status(jobs.UNKNOWN_EXIT, 0)
+    jobs.Jobs(random.Random(0), are_taken=True, survive=False, is_short=False)._status(
+        jobs.UNKNOWN_EXIT, 0
+    )
 
 
 # -- mutants

@@ -181,7 +181,7 @@ class Phase:
 
     def thread(self, number: int) -> None:
         rng = random.Random(f"{self._seed}/{number}")
-        jobs = Jobs(rng, self._are_taken, self._survive)
+        jobs = Jobs(rng, self._are_taken, self._survive, "limit" in self._given)
         try:
             if "loops" not in self._given:
                 self._run(self._long(jobs))

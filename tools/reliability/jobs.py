@@ -22,12 +22,13 @@ class Wrong(Exception):
 class Jobs:
     """Those of one thread."""
 
-    def __init__(self, rng: random.Random, are_taken: bool, survive: bool) -> None:
+    def __init__(self, rng: random.Random, are_taken: bool, survive: bool, is_short: bool) -> None:
         """are_taken: somebody else waits for our children. survive: their statuses are told
-        all the same."""
+        all the same. is_short: there are few descriptors."""
         self._rng = rng
         self._are_taken = are_taken
         self._survive = survive or not are_taken
+        self._is_short = is_short
 
     def draw(self) -> tuple[str, Callable[[], Awaitable[None]]]:
         names, weights = zip(*WEIGHTS.items(), strict=True)
@@ -216,7 +217,10 @@ class Jobs:
             self._status(result.returncode, i)
 
     async def many_halted(self) -> None:
-        commands = [aioproc.Command("sleep", "1000"), aioproc.Command("false")]
+        # With few descriptors, several of these can have taken all of them for their sleeps,
+        # and each waits for room for its other command: they must end by themselves.
+        seconds = "3" if self._is_short else "1000"
+        commands = [aioproc.Command("sleep", seconds), aioproc.Command("false")]
         async with aioproc.run_many(commands, concurrency=2, halt="now", stop=0.05) as runs:
             async for result in runs:
                 if result.error is not None:
