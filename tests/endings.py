@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aioproc import _backends
-from aioproc._run import run as run_module
+from aioproc._run import attempts
 from aioproc._run.run import Run
 from aside import is_alive
 from aside import settle_now as settle
@@ -105,4 +105,4 @@ class Clock:
                 super().__init__(*args)
                 runs.append(self)
 
-        monkeypatch.setattr(run_module, "Run", Recorded)
+        monkeypatch.setattr(attempts, "Run", Recorded)

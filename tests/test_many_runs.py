@@ -815,7 +815,7 @@ async def test_what_somebody_else_gives_back(aioproc: Any) -> None:
 
 WARNED = """
 import errno, logging
-from aioproc._run import run as module
+from aioproc._run import attempts as module
 module.SHORT_PAUSE = module.LONGEST_SHORT_PAUSE = 0.01
 said = []
 handler = logging.Handler()

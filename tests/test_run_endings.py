@@ -17,8 +17,11 @@ from typing import Any
 
 import pytest
 
+from aioproc._run import attempts
+from aioproc._run.run import Run
 from aioproc._trees import ending as ending_module
 from aside import PROC
+from aside import settle as settle_later
 from conftest import FUSE, is_alive, settle
 from endings import Clock, Heard, pids_in
 from helpers import readable
@@ -244,8 +247,9 @@ async def test_it_is_not_idle_while_a_callback_is_busy(aioproc: Any, clock: Pipe
         clock.run._last -= 1000
         clock.run._idle_is_up()
         assert not clock.run._over.done()
-        clock.run._listeners[0].is_busy = False
+        clock.run._outputs[0].listener.is_busy = False
         clock.run._last -= 1000
+        clock.run._idle_is_up()
         clock.run._idle_is_up()
         assert clock.run._over.done()
 
@@ -464,6 +468,57 @@ async def test_cancelled_while_it_drains(aioproc: Any, heard: Heard, clock: Pipe
     assert not is_alive(heard.pids[0])
     result = aioproc.partial_result(caught.value)
     assert (result.returncode, result.reason, result.complete) == (0, "cancelled", True)
+
+
+class Late(Run):
+    """Its time for the end of the pipes is up at the exit: libuv has timers come before those
+    whose turn it is, and a loop may be late by more than that time."""
+
+    def _exited(self) -> None:
+        super()._exited()
+        self._cut()
+
+
+@everywhere
+async def test_callbacks_hear_all_though_the_loop_is_late(
+    aioproc: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have not had their first turn when time is up: the loop hears of the start and of
+    the exit at once."""
+    monkeypatch.setattr(attempts, "Run", Late)
+    heard: list[bytes] = []
+    running = asyncio.ensure_future(
+        aioproc.run("echo", "a", on_line=lambda _, line: heard.append(line))
+    )
+    await asyncio.sleep(0)
+    time.sleep(0.3)
+    assert (await running).stdout == b"a\n"
+    assert heard == [b"a\n"]
+
+
+@everywhere
+async def test_idle_is_not_who_was_not_read(aioproc: Any, heard: Heard) -> None:
+    """The loop is late by more than the idle_timeout, in which the child wrote all the time."""
+    script = "echo $$; while :; do sleep 0.02; echo more; done"
+    lines: list[bytes] = []
+
+    def on_line(stream: str, line: bytes) -> None:
+        heard(stream, line)
+        lines.append(line)
+
+    running = asyncio.ensure_future(
+        aioproc.run("sh", "-c", script, on_line=on_line, idle_timeout=1, stop=0)
+    )
+    await asyncio.wait_for(heard.came.wait(), FUSE)
+    try:
+        time.sleep(1.3)
+        # More than it can have written by now.
+        assert await settle_later(lambda: running.done() or len(lines) > 100)
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    assert running.cancelled()
 
 
 @everywhere

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from .attempts import perform
 from .command import Command
 from .options import Settings
 from .result import CompletedProcess
-from .run import perform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

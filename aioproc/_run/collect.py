@@ -10,6 +10,7 @@ from typing import Protocol
 from .. import _habits as habits
 from .._backends.base import ReadEnd, logger
 from .._sink import BULKY, CHUNK, LAST_SIZE, LOOK_AGAIN, READ_SIZE, Sink
+from .listen import Listener
 
 #: Bytes that are read of a pipe which is to end although others have it open: more than one
 #: holds, so that nothing is missed that the child has written, and no more, since others may
@@ -80,8 +81,9 @@ class Output:
     has_ended = False
     #: What the pipe holds, where that was asked for.
     pipe_size = 0
-    #: The task, while there is one.
+    #: The task, while there is one, and what it has told.
     pump: asyncio.Task[None] | None = None
+    listener: Listener | None = None
     #: Read later, unless the child lives on.
     _put_off = False
     #: Who waits in chunk().
@@ -139,6 +141,10 @@ class Output:
         if self._waiter is not None:
             self._wake()  # chunk() sees to it
             return
+        if self.pump is not None and not self.is_busy():
+            # So it does if the task has not had its first turn yet: libuv has timers come
+            # before those whose turn it is.
+            return
         while self.is_open and self._left > 0:
             before = self.sink.size
             self._read(False)
@@ -149,6 +155,10 @@ class Output:
             asyncio.get_running_loop().call_later(LOOK_AGAIN, self.cut)
         else:
             self._stop()
+
+    def is_busy(self) -> bool:
+        """Whether a callback is at work, and so brakes the child."""
+        return self.listener is not None and self.listener.is_busy
 
     def _is_arriving(self) -> bool:
         return self.is_open and not self._end.is_lazy and self._end.is_arriving()

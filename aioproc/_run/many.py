@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from .._notes import add_note
+from .attempts import attempt
 from .command import Command, parts_of
 from .limiter import Limiter, judge
 from .options import Settings, judge_limiter
 from .result import CompletedProcess
-from .run import Told, attempt
+from .run import Told
 from .together import wait_for_end
 
 if TYPE_CHECKING:

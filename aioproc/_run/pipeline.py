@@ -15,6 +15,7 @@ from .._backends.base import Child, ReadEnd, generation
 from .._backends.system import process_state
 from .._messages import shortened
 from .._notes import add_note
+from .attempts import attempt
 from .command import Command, parts_of
 from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings
 from .result import (
@@ -25,7 +26,7 @@ from .result import (
     Reason,
     TimeoutExpired,
 )
-from .run import Run, Told, attempt
+from .run import Run, Told
 from .together import wait_for_end
 
 if TYPE_CHECKING:

@@ -9,17 +9,13 @@ perform()    -> Ending, unless the child has ended by itself -> CompletedProcess
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from .. import _backends
 from .. import _habits as habits
 from .._backends.base import (
-    NOT_NOW,
-    TEXT_BUSY_PAUSES,
     UNKNOWN_EXIT,
     Child,
     Terminal,
@@ -36,7 +32,6 @@ from .._trees import Alone, ProcessTree, end_given_up, tree_of
 from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
 from .feed import Feed, feed
-from .limiter import Limiter
 from .listen import Listener
 from .options import Settings
 from .result import (
@@ -51,12 +46,10 @@ from .result import (
 MOST_DRAINS = 10
 #: Seconds that cancelled callbacks and iterators are waited for.
 MOST_FOR_TASKS = 5.0
+#: Seconds in which a loop looks at its descriptors again.
+ANOTHER_TURN = 0.001
 #: Seconds between two looks at callbacks that are busy.
 BUSY_PAUSE = 0.05
-#: Seconds after which a command for which there was no room is tried again, though none of
-#: the others has ended: somebody else may have given descriptors back. At first, and at most.
-SHORT_PAUSE, LONGEST_SHORT_PAUSE = 0.1, 2.0
-
 NOTHING_DROPPED = (0, 0)
 
 
@@ -67,7 +60,6 @@ class Run:
     _spec: SpawnSpec
     _over: asyncio.Future[str]
     _outputs: tuple[Output, ...] = ()
-    _listeners: tuple[Listener, ...] = ()
     _feed: Feed | None = None
     #: The child's, which nobody types at.
     _terminal: Terminal | None = None
@@ -91,6 +83,8 @@ class Run:
     #: By the loop's clock: when there was the last byte, where that matters.
     _last = 0.0
     _wants_last = False
+    #: Nothing had come for the idle_timeout, but for what may be in the pipes.
+    _is_idle = False
     #: When the wait for the end of the pipes began.
     _draining_since = 0.0
     #: What a callback, an iterator or a pipe has raised.
@@ -281,15 +275,13 @@ class Run:
 
     def _listen(self) -> None:
         settings = self._settings
-        listeners = []
         for output in self._outputs:
             decoder = Decoder(settings.encoding, settings.errors) if settings.text else None
             stream = ("", "stdout", "stderr")[output.fd]
             listener = Listener(stream, settings.on_output, settings.on_line, decoder)
-            listeners.append(listener)
+            output.listener = listener
             output.pump = self._loop.create_task(self._pump(output, listener))
             output.pump.add_done_callback(self._pumped)
-        self._listeners = tuple(listeners)
 
     @staticmethod
     async def _pump(output: Output, listener: Listener) -> None:
@@ -444,12 +436,12 @@ class Run:
             self._drain_timer = self._loop.call_later(BUSY_PAUSE, self._cut)
 
     def _cancel_busy(self) -> None:
-        for listener, output in zip(self._listeners, self._outputs):  # noqa: B905
-            if listener.is_busy and output.pump is not None:
+        for output in self._outputs:
+            if output.is_busy() and output.pump is not None:
                 output.pump.cancel()
 
     def _is_busy(self) -> bool:
-        return any(listener.is_busy for listener in self._listeners)
+        return any(output.is_busy() for output in self._outputs)
 
     # -- time
 
@@ -465,7 +457,7 @@ class Run:
             self._is_late = True
             if self._has_exited:
                 self._drained()
-            if self._listeners:
+            if self._settings.listens:
                 # As long as none of them is busy with that.
                 pause = max(self._settings.drain, BUSY_PAUSE)
                 self._timer = self._loop.call_later(pause, self._time_is_up)
@@ -480,7 +472,12 @@ class Run:
         if self._is_busy():
             self._last = now  # it is not the child's fault
         if now < self._last + seconds:
+            self._is_idle = False
             self._idle_timer = self._loop.call_at(self._last + seconds, self._idle_is_up)
+        elif not self._is_idle:
+            # Where the loop was late there may be something to read: libuv has timers come first.
+            self._is_idle = True
+            self._idle_timer = self._loop.call_later(ANOTHER_TURN, self._idle_is_up)
         elif child.peek() is None:
             self._over.set_result("idle")
 
@@ -645,7 +642,7 @@ class Run:
         """Lets go of what holds us, and of errors, whose tracebacks do: no cycle is left to the
         garbage collector. The output, of any size, would stay until it comes."""
         self._child = self._cancelled = self._error = self._feed = None
-        self._outputs = self._listeners = ()
+        self._outputs = ()
 
     def _conclude(self, reason: Any) -> CompletedProcess[Any]:
         """The result, or what is raised in its place."""
@@ -741,80 +738,6 @@ class Run:
             result.duration,
             "" if result.complete else "; a pipe was still open",
         )
-
-
-async def perform(settings: Settings) -> CompletedProcess[Any]:
-    """Runs a command."""
-    limiter = settings.limiter
-    if limiter is None:
-        return await attempt(settings)
-    loop = asyncio.get_running_loop()
-    began = loop.time(), monotonic()
-    end = None if settings.timeout is None else began[0] + settings.timeout
-    if not await limiter.acquire(end):
-        return Run(settings, loop, *began).never_started()
-    try:
-        return await attempt(settings, limiter=limiter, began=began)
-    finally:
-        limiter.release()
-
-
-def _sooner(time: float, end: float | None) -> float:
-    return time if end is None else min(time, end)
-
-
-async def attempt(
-    settings: Settings,
-    make: Callable[..., Run] | None = None,
-    *,
-    limiter: Limiter | None = None,
-    began: tuple[float, float] | None = None,
-) -> CompletedProcess[Any]:
-    """Runs a command; again if what speaks against it may be over in a moment.
-
-    make: makes the Run. limiter: one of its slots has been taken for it; if there is no room
-    for another child, it waits for the end of one of the others, or a while. began: see Run;
-    default: each attempt has a beginning of its own.
-    """
-    loop = asyncio.get_running_loop()
-    pauses = iter(TEXT_BUSY_PAUSES)
-    has_waited = has_warned = False
-    patience = SHORT_PAUSE
-    end = None
-    if began is not None and settings.timeout is not None:
-        end = began[0] + settings.timeout
-    if limiter is not None and limiter.is_short and limiter.has_others:
-        # Those who have waited come first.
-        has_waited = await limiter.room(_sooner(loop.time() + patience, end))
-    while True:
-        run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
-        if end is not None and loop.time() >= end:
-            return run.never_started()
-        try:
-            return await run.perform()
-        except OSError as error:
-            if not run.could_not_start:
-                raise
-            pause = next(pauses, None) if error.errno == errno.ETXTBSY else None
-            waits = limiter is not None and error.errno in NOT_NOW and limiter.has_others
-            why = error.strerror
-            if pause is None and not waits:
-                settings.explain(error)
-                if run.raises:
-                    raise
-                return run.not_started("error", error)
-        if pause is not None:
-            await asyncio.sleep(pause)
-        else:
-            assert limiter is not None
-            if patience == LONGEST_SHORT_PAUSE and not has_warned:
-                # Perhaps for ever: what has taken the room may not end by itself.
-                has_warned = True
-                what = discreet(settings.user_args, settings.name)
-                logger.warning("%s waits for room, or the end of another: %s", what, why)
-            await limiter.room(_sooner(loop.time() + patience, end), again=has_waited)
-            has_waited = True
-            patience = min(2 * patience, LONGEST_SHORT_PAUSE)
 
 
 class Told(Run):
