@@ -126,6 +126,37 @@ async def test_in_the_midst_of_an_exec(aioproc: Any, family: list[int], tmp_path
         assert not is_alive(hops)
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
+    reason="the program is one for Linux on x86_64",
+)
+@pytest.mark.asyncio
+async def test_others_in_the_midst_of_an_exec(aioproc: Any, tmp_path: Path) -> None:
+    """On a busy machine there are some at any time, and nobody waits for them: who is the
+    child of another than those that are given orphans is none of the tree."""
+    program = str(hopper(tmp_path / "hopper", 50))
+    twenty = 'for i in 1 2 3 4 5 6 7 8 9 0; do "$1" >/dev/null & "$1" >/dev/null & done'
+    script = twenty + "; echo; read end; kill 0"
+    command = ("sh", "-c", script, "sh", program)
+    options = {"stdin": PIPE, "stdout": PIPE, "start_new_session": True}
+    younger = await aioproc.create_subprocess_exec("cat", stdin=PIPE, tree=True)
+    others = await aioproc.create_subprocess_exec(*command, **options)
+    try:
+        assert await others.stdout.readline() == b"\n"
+        older = await aioproc.create_subprocess_exec("cat", stdin=PIPE, tree=True)
+        for process in (younger, older):
+            process.stdin.close()
+            assert await process.wait() == 0
+            began = scanning.scanning.rounds
+            assert await process.kill_tree() == []
+            assert scanning.scanning.rounds - began < 10
+            assert await process._transport.tree.gone(FUSE)
+            assert scanning.scanning.rounds - began < 20
+    finally:
+        others.stdin.close()
+        await others.wait()
+
+
 @pytest.mark.asyncio
 async def test_a_signal_for_all(aioproc: Any, family: list[int]) -> None:
     process = await start(aioproc, family, *STAYS)

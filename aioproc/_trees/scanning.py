@@ -190,7 +190,7 @@ class Gone(Request):
         if self.result:
             return True
         pause = min(max(SHORTEST_PAUSE, PAUSE_FACTOR * seconds), max(LONGEST_PAUSE, 2 * seconds))
-        return self._later(pause if sought.alive else 0)
+        return self._later(0 if self._quiet else pause)
 
     def is_refused(self) -> bool:
         return self._later(SHORTEST_PAUSE)
