@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -462,3 +463,54 @@ async def test_a_creation_that_is_cancelled(aioproc: Any, tmp_path: Path) -> Non
     with pytest.raises(asyncio.CancelledError):
         await creation
     assert await settle(lambda: not any(map(is_alive, family)))
+
+
+LEFT_HANGING = """
+import asyncio, os, sys
+import aioproc
+
+fifo, what = sys.argv[1:]
+script = 'setsid sh -c "echo \\$\\$ >$1; exec sleep 1000" & exec sleep 1000'
+command = ("sh", "-c", script, "sh", fifo)
+none = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.DEVNULL)
+loop = asyncio.new_event_loop()
+
+def begun():
+    # The loop stands still meanwhile.
+    with open(fifo) as file:
+        print(file.read(), flush=True)
+
+async def creation():
+    global coroutine, future
+    coroutine = aioproc.create_subprocess_exec(*command, tree=True, **none)
+    future = coroutine.send(None)
+    begun()
+
+async def run():
+    global coroutine, future
+    coroutine = aioproc.run(*command)
+    future = coroutine.send(None)
+    begun()
+
+loop.run_until_complete(globals()[what]())
+"""
+
+
+@pytest.mark.parametrize("what", ["creation", "run"])
+@pytest.mark.parametrize("backend", ["native", "pure"])
+def test_left_hanging_at_the_end(
+    what: str, backend: str, family: list[int], tmp_path: Path
+) -> None:
+    """A coroutine that the interpreter closes when no thread can be started any more."""
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_HANGING, fifo, what],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "AIOPROC_BACKEND": backend},
+        timeout=FUSE,
+    )
+    family.append(int(done.stdout))
+    assert done.returncode == 0, done.stderr
+    assert not is_alive(family[0])
