@@ -11,6 +11,7 @@ import os
 import platform
 import signal
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,37 @@ async def test_in_the_midst_of_an_exec(aioproc: Any, family: list[int], tmp_path
         assert await process.wait() == 3
         assert await process.kill_tree() == []
         assert not is_alive(hops)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
+    reason="the program is one for Linux on x86_64",
+)
+@pytest.mark.asyncio
+async def test_others_in_the_midst_of_an_exec(aioproc: Any, tmp_path: Path) -> None:
+    """On a busy machine there are some at any time, and nobody waits for them: who is the
+    child of another than those that are given orphans is none of the tree."""
+    program = str(hopper(tmp_path / "hopper", 50))
+    twenty = 'for i in 1 2 3 4 5 6 7 8 9 0; do "$1" >/dev/null & "$1" >/dev/null & done'
+    script = twenty + "; echo; read end; kill 0"
+    command = ("sh", "-c", script, "sh", program)
+    options = {"stdin": PIPE, "stdout": PIPE, "start_new_session": True}
+    younger = await aioproc.create_subprocess_exec("cat", stdin=PIPE, tree=True)
+    others = await aioproc.create_subprocess_exec(*command, **options)
+    try:
+        assert await others.stdout.readline() == b"\n"
+        older = await aioproc.create_subprocess_exec("cat", stdin=PIPE, tree=True)
+        for process in (younger, older):
+            process.stdin.close()
+            assert await process.wait() == 0
+            began = scanning.scanning.rounds
+            assert await process.kill_tree() == []
+            assert scanning.scanning.rounds - began < 10
+            assert await process._transport.tree.gone(FUSE)
+            assert scanning.scanning.rounds - began < 20
+    finally:
+        others.stdin.close()
+        await others.wait()
 
 
 @pytest.mark.asyncio
@@ -431,3 +463,54 @@ async def test_a_creation_that_is_cancelled(aioproc: Any, tmp_path: Path) -> Non
     with pytest.raises(asyncio.CancelledError):
         await creation
     assert await settle(lambda: not any(map(is_alive, family)))
+
+
+LEFT_HANGING = """
+import asyncio, os, sys
+import aioproc
+
+fifo, what = sys.argv[1:]
+script = 'setsid sh -c "echo \\$\\$ >$1; exec sleep 1000" & exec sleep 1000'
+command = ("sh", "-c", script, "sh", fifo)
+none = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.DEVNULL)
+loop = asyncio.new_event_loop()
+
+def begun():
+    # The loop stands still meanwhile.
+    with open(fifo) as file:
+        print(file.read(), flush=True)
+
+async def creation():
+    global coroutine, future
+    coroutine = aioproc.create_subprocess_exec(*command, tree=True, **none)
+    future = coroutine.send(None)
+    begun()
+
+async def run():
+    global coroutine, future
+    coroutine = aioproc.run(*command)
+    future = coroutine.send(None)
+    begun()
+
+loop.run_until_complete(globals()[what]())
+"""
+
+
+@pytest.mark.parametrize("what", ["creation", "run"])
+@pytest.mark.parametrize("backend", ["native", "pure"])
+def test_left_hanging_at_the_end(
+    what: str, backend: str, family: list[int], tmp_path: Path
+) -> None:
+    """A coroutine that the interpreter closes when no thread can be started any more."""
+    fifo = str(tmp_path / "fifo")
+    os.mkfifo(fifo)
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_HANGING, fifo, what],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "AIOPROC_BACKEND": backend},
+        timeout=FUSE,
+    )
+    family.append(int(done.stdout))
+    assert done.returncode == 0, done.stderr
+    assert not is_alive(family[0])

@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -190,7 +191,7 @@ class Gone(Request):
         if self.result:
             return True
         pause = min(max(SHORTEST_PAUSE, PAUSE_FACTOR * seconds), max(LONGEST_PAUSE, 2 * seconds))
-        return self._later(pause if sought.alive else 0)
+        return self._later(0 if self._quiet else pause)
 
     def is_refused(self) -> bool:
         return self._later(SHORTEST_PAUSE)
@@ -280,6 +281,9 @@ class Scanning:
 
     def put(self, request: Request) -> None:
         """From any thread."""
+        if sys.is_finalizing():
+            self._serve_now(request)
+            return
         with self._changed:
             self._requests.append(request)
             self._targets.add(request.target)
@@ -296,6 +300,20 @@ class Scanning:
                     request.future.set_result(None)
             else:
                 self._thread = thread
+
+    def _serve_now(self, request: Request) -> None:
+        """The interpreter is being taken down, and what was left hanging with it. A thread does
+        not get to run any more: to start one is to wait for ever (until Python 3.12), and so it
+        may be to ask for a lock that the last one has held."""
+        self.forget()
+        if request.future is not None:
+            request.future.set_result(None)
+            return
+        while not self._serve([request]):
+            time.sleep(max(0.0, request.due - time.monotonic()))
+        if self._scanner is not None:
+            self._scanner.close()
+            self._scanner = None
 
     # -- the thread
 

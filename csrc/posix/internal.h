@@ -349,6 +349,7 @@ enum { PROCESSES_SPARE = 2, PROCESSES_BITE = 96 };
 typedef struct {
 #if AP_LINUX
   int proc;                   /* /proc */
+  bool tells_ends;            /* of memory, such as env_end */
   int spare[PROCESSES_SPARE]; /* given up when no other descriptor is to be had; -1: is */
   int file, dir;              /* open just now; -1: none */
   int at, end;
@@ -385,5 +386,7 @@ int processes_signal(processes *all, const process_facts *who, uint64_t signals,
 pid_t processes_youngest(processes *all);
 /* Whether it is that of a thread of this process. */
 bool processes_is_own_thread(processes *all, pid_t number);
+/* Whether what our children leave behind becomes ours, if we are not the first process. */
+bool processes_we_adopt(void);
 
 #endif

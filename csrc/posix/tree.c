@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -19,14 +20,19 @@ enum {
   SLOTS = 2 * ENTRIES,
   LINKS = 1 << 17,
   PAIRS = 2 * AP_TREES_MOST,
-  CHASE = 200 /* looks at the youngest process in a round */
+  CHASE = 200, /* looks at the youngest process in a round */
+  GENERATIONS = 64 /* as far as parents are followed */
 };
+
+/* What this round knows of a process's environment. */
+enum { UNREAD, READ, IN_EXEC };
 
 /* One process. */
 typedef struct {
   process_facts facts;
   uint32_t links; /* the first; 0: none */
   uint32_t slot;
+  int8_t environment;
 } entry;
 
 typedef struct {
@@ -259,22 +265,54 @@ static void read_piece(void *argument, const char *bytes, size_t length) {
   }
 }
 
-static void count_in_exec(ap_trees *t, const entry *one) {
-  for (int i = 0; i < t->n; i++) {
-    ap_tree *tree = t->trees[i];
-    if (tree->mark && one->facts.start >= tree->start && !link_of(t, one, tree->id))
-      tree->in_exec++;
-  }
-}
-
 static bool join_by_mark(ap_trees *t, entry *one) {
   reader r = {.t = t, .one = one};
   int result = processes_environment(&t->all, one->facts.pid, read_piece, &r);
-  if (result == PROCESS_IN_EXEC) count_in_exec(t, one);
+  one->environment = result == PROCESS_IN_EXEC ? IN_EXEC : result == 0 ? READ : UNREAD;
   /* It may be another user's, who does not let us read it. */
   if (result < 0) return r.joined;
   if (r.at == IN_NAME_END) mark_ends(&r);
   return r.joined;
+}
+
+/* -- who is in the midst of an exec */
+
+/* Whether it is given children whose parents have ended, as far as that can be told. */
+static bool may_adopt(ap_trees *t, pid_t pid) {
+  if (pid <= 1) return true;
+  if (pid == t->self) return processes_we_adopt();
+  pid_t ancestor = getppid();
+  for (int i = 0; i < GENERATIONS && ancestor > 1; i++) {
+    process_facts facts;
+    if (ancestor == pid || processes_facts(&t->all, ancestor, &facts) < 0) return true;
+    ancestor = facts.parent;
+  }
+  return false;
+}
+
+/* It has no mark to be read. Who has lost his parent is given to the first process, or to an
+ * ancestor of him that is a member, we or an ancestor of ours. With any other parent, which
+ * is no member, he is none; on a busy machine there is one of those at any time. */
+static bool may_be_member(ap_trees *t, const ap_tree *tree, const entry *one) {
+  if (one->facts.start < tree->start || link_of(t, one, tree->id)) return false;
+  for (int i = 0; i < GENERATIONS; i++) {
+    process_facts parent;
+    pid_t pid = one->facts.parent;
+    if (may_adopt(t, pid) || processes_facts(&t->all, pid, &parent) < 0) return true;
+    if (parent.start > one->facts.start) return true; /* another one has the number now */
+    if (parent.start < tree->start) return false;
+    const entry *known = table_find(t->now, pid);
+    if (!known || known->facts.start != parent.start || link_of(t, known, tree->id)) return true;
+    if (known->environment != IN_EXEC) return known->environment == UNREAD;
+    one = known;
+  }
+  return true;
+}
+
+static void count_in_exec(ap_trees *t, const entry *one) {
+  if (one->environment != IN_EXEC || !one->facts.alive) return;
+  for (int i = 0; i < t->n; i++)
+    if (t->trees[i]->mark && may_be_member(t, t->trees[i], one)) t->trees[i]->in_exec++;
 }
 
 /* -- signals */
@@ -340,6 +378,7 @@ static void visit(ap_trees *t, pid_t pid) {
   if (!one) one = &t->stray;
   one->facts = error < 0 ? before->facts : facts;
   one->links = 0;
+  one->environment = UNREAD;
   if (before && before->facts.start == one->facts.start) links_move(t, before, one);
   if (error == 0) {
     join_by_leader(t, one);
@@ -353,6 +392,7 @@ static void visit(ap_trees *t, pid_t pid) {
   if (one == &t->stray) {
     act(t, one, false);
     count(t, one);
+    count_in_exec(t, one);
     links_free(t, one);
   }
 }
@@ -400,7 +440,11 @@ static void chase(ap_trees *t, pid_t last) {
       one->links = 0;
       if (pid <= 1 || pid == t->self) continue;
       if (table_find(t->now, pid) || processes_facts(&t->all, pid, &one->facts) < 0) continue;
-      if (!one->facts.alive || !join_by_mark(t, one)) continue;
+      if (!one->facts.alive) continue;
+      if (!join_by_mark(t, one)) {
+        count_in_exec(t, one);
+        continue;
+      }
       /* Threads have files as well, which are not listed. */
       if (!processes_is_own_thread(&t->all, pid)) {
         act(t, one, false);
@@ -457,6 +501,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
   for (int i = 0; i < t->now->count; i++) {
     act(t, &t->now->entries[i], false);
     count(t, &t->now->entries[i]);
+    count_in_exec(t, &t->now->entries[i]);
   }
   for (int i = 0; i < n; i++)
     if (t->overfull[i]) trees[i]->alive++;

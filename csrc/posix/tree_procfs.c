@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "internal.h"
@@ -100,6 +101,26 @@ static int facts_in(processes *all, int dir, const char *name, process_facts *fa
   return parse(text, facts);
 }
 
+/* Whether it has new memory (vsize), and in it no environment yet (env_end), which is written
+ * at the end of an exec (create_elf_tables() in fs/binfmt_elf.c). One that is empty has an
+ * end, and what has no memory is of the kernel, or about to have ended. */
+static bool is_in_exec(processes *all, pid_t pid) {
+  enum { STATE = 3, MEMORY = 23, ENVIRONMENT_END = 51 };
+  char name[32], text[2048];
+  snprintf(name, sizeof name, "%d/stat", (int)pid);
+  if (read_noted(all, all->proc, name, text, sizeof text) < 0) return false;
+  char *at = strrchr(text, ')');
+  if (!at || at[1] != ' ' || !at[2]) return false;
+  at += 3;
+  bool has_memory = false;
+  for (int field = STATE + 1; field <= ENVIRONMENT_END && *at == ' '; field++) {
+    uint64_t value = strtoull(at, &at, 10);
+    if (field == MEMORY) has_memory = value != 0;
+    if (field == ENVIRONMENT_END) return has_memory && value == 0;
+  }
+  return false;
+}
+
 int processes_open(processes *all) {
   all->file = all->dir = -1;
   for (int i = 0; i < PROCESSES_SPARE; i++) all->spare[i] = -1;
@@ -112,6 +133,8 @@ int processes_open(processes *all) {
   process_facts facts;
   int error = strtol(self, NULL, 10) == getpid() ? processes_facts(all, getpid(), &facts)
                                                  : -ENOTSUP;
+  /* We have an environment; not every system that has a /proc says where. */
+  all->tells_ends = error == 0 && !is_in_exec(all, getpid());
   for (int i = 0; i < PROCESSES_SPARE; i++)
     if (all->spare[i] < 0) all->spare[i] = fcntl(all->proc, F_DUPFD_CLOEXEC, 3);
   if (error < 0) processes_close(all);
@@ -182,31 +205,11 @@ static int read_environment(processes *all, pid_t pid, processes_piece *take, vo
   return error < 0 ? gone_or(error) : pieces;
 }
 
-/* Whether it has new memory (vsize), and in it no environment yet (env_end), which is written
- * at the end of an exec (create_elf_tables() in fs/binfmt_elf.c). One that is empty has an
- * end, and what has no memory is of the kernel, or about to have ended. */
-static bool is_in_exec(processes *all, pid_t pid) {
-  enum { STATE = 3, MEMORY = 23, ENVIRONMENT_END = 51 };
-  char name[32], text[2048];
-  snprintf(name, sizeof name, "%d/stat", (int)pid);
-  if (read_noted(all, all->proc, name, text, sizeof text) < 0) return false;
-  char *at = strrchr(text, ')');
-  if (!at || at[1] != ' ' || !at[2]) return false;
-  at += 3;
-  bool has_memory = false;
-  for (int field = STATE + 1; field <= ENVIRONMENT_END && *at == ' '; field++) {
-    uint64_t value = strtoull(at, &at, 10);
-    if (field == MEMORY) has_memory = value != 0;
-    if (field == ENVIRONMENT_END) return has_memory && value == 0;
-  }
-  return false;
-}
-
 int processes_environment(processes *all, pid_t pid, processes_piece *take, void *argument) {
   for (int tries = 0; tries < 2; tries++) {
     int pieces = read_environment(all, pid, take, argument);
     if (pieces != 0) return pieces < 0 ? pieces : 0;
-    if (is_in_exec(all, pid)) return PROCESS_IN_EXEC;
+    if (all->tells_ends && is_in_exec(all, pid)) return PROCESS_IN_EXEC;
     /* It has come to the end of that meanwhile, or there is none. */
   }
   return 0;
@@ -246,4 +249,9 @@ bool processes_is_own_thread(processes *all, pid_t number) {
   char name[32];
   snprintf(name, sizeof name, "self/task/%d", (int)number);
   return faccessat(all->proc, name, F_OK, 0) == 0;
+}
+
+bool processes_we_adopt(void) {
+  int adopts = 0;
+  return prctl(PR_GET_CHILD_SUBREAPER, &adopts, 0, 0, 0) < 0 || adopts;
 }

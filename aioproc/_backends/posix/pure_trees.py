@@ -24,6 +24,8 @@ _ENTRY = VARIABLE.encode() + b"="
 _ENVIRONMENT = 16 << 20
 #: How many looks at the youngest process a round has.
 _CHASE = 200
+#: As far as parents are followed.
+_GENERATIONS = 64
 
 #: Not in every Python, and refused by some containers. It takes a descriptor of /proc/PID
 #: as well (Linux 3eb39f47934f), so that the process which was looked at is the one that gets
@@ -104,6 +106,8 @@ class _Proc:
                 if int(os.readlink("self", dir_fd=self.root)) != own:
                     raise ValueError
                 self.facts(own)
+                # We have an environment; not every system that has a /proc says where.
+                self._tells_ends = not is_in_exec(self._read("self/stat", self.root, 2048))
             except (_Gone, ValueError, IndexError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in _NO_DESCRIPTOR:
                     raise
@@ -173,17 +177,15 @@ class _Proc:
         return parse(pid, self._read(f"{pid}/stat", self.root, 512))
 
     def marks(self, pid: int) -> set[int] | None:
-        """None: it is in the midst of an exec, and has no environment."""
-        try:
-            for _ in range(2):
-                environment = self._read(f"{pid}/environ", self.root, _ENVIRONMENT)
-                if environment:
-                    return marks_in(environment)
-                if is_in_exec(self._read(f"{pid}/stat", self.root, 2048)):
-                    return None
-                # It has come to the end of that meanwhile, or there is none.
-        except (_Gone, OSError):
-            pass  # it may be another user's, who does not let us read it
+        """None: it is in the midst of an exec, and has no environment. _Gone. OSError: it may
+        be another user's, who does not let us read it."""
+        for _ in range(2):
+            environment = self._read(f"{pid}/environ", self.root, _ENVIRONMENT)
+            if environment:
+                return marks_in(environment)
+            if self._tells_ends and is_in_exec(self._read(f"{pid}/stat", self.root, 2048)):
+                return None
+            # It has come to the end of that meanwhile, or there is none.
         return set()
 
     def numbers(self) -> list[int]:
@@ -290,12 +292,14 @@ class PureSought:
 class _Member:
     """Of one tree or more: the last step of each that it has the signal of."""
 
-    __slots__ = ("alive", "facts", "steps")
+    __slots__ = ("alive", "facts", "in_exec", "is_read", "steps")
 
     def __init__(self, facts: Facts, steps: dict[PureSought, int]) -> None:
         self.facts = facts
         self.alive = facts.alive
         self.steps = steps
+        #: What is known of its environment: that there is none yet; which marks are in it.
+        self.in_exec = self.is_read = False
 
 
 class PureScanner:
@@ -331,6 +335,9 @@ class PureScanner:
                 tree.alive += 1
                 if tree.alive <= NAMED:
                     tree.pids.append(one.facts.pid)
+            if one.in_exec and one.alive:
+                for tree in trees:
+                    tree.in_exec += bool(tree.mark) and self._may_be_member(tree, one)
         self._chase(youngest)
         self._before, self._now = self._now, {}
         return len(numbers)
@@ -386,11 +393,12 @@ class PureScanner:
         self._join_by_parent(one)
         came = self._join_by_session(one)
         if facts.alive and self._by_mark and len(one.steps) < len(self._trees):
-            marks = self._proc.marks(pid)
-            if marks is None:
-                for tree in self._trees:
-                    if tree.mark and tree not in one.steps and facts.start >= tree.start:
-                        tree.in_exec += 1
+            try:
+                marks = self._proc.marks(pid)
+            except (_Gone, OSError):
+                marks = set()
+            else:
+                one.in_exec, one.is_read = marks is None, marks is not None
             for mark in marks or ():
                 came |= self._join(one, self._by_mark.get(mark, ()))
         if came:
@@ -466,6 +474,51 @@ class PureScanner:
                 joined = self._join_by_session(one)
                 if self._join_by_parent(one) or joined:
                     more = True
+
+    # -- who is in the midst of an exec
+
+    def _may_adopt(self, pid: int) -> bool:
+        """Whether it is given children whose parents have ended, as far as that can be told."""
+        if pid <= 1 or pid == self._own:
+            return True
+        ancestor = os.getppid()
+        for _ in range(_GENERATIONS):
+            if ancestor <= 1:
+                break
+            if ancestor == pid:
+                return True
+            try:
+                ancestor = self._proc.facts(ancestor).parent
+            except (_Gone, OSError):
+                return True
+        return False
+
+    def _may_be_member(self, tree: PureSought, one: _Member) -> bool:
+        """It has no mark to be read. Who has lost his parent is given to the first process, or
+        to an ancestor of him that is a member, we or an ancestor of ours. With any other
+        parent, which is no member, he is none; on a busy machine there is one of those at any
+        time."""
+        if tree in one.steps or one.facts.start < tree.start:
+            return False
+        for _ in range(_GENERATIONS):
+            pid = one.facts.parent
+            if self._may_adopt(pid):
+                return True
+            try:
+                parent = self._proc.facts(pid)
+            except (_Gone, OSError):
+                return True
+            if parent.start > one.facts.start:
+                return True  # another one has the number now
+            if parent.start < tree.start:
+                return False
+            known = self._now.get(pid)
+            if known is None or known.facts.start != parent.start or tree in known.steps:
+                return True
+            if not known.in_exec:
+                return not known.is_read
+            one = known
+        return True
 
     # -- signals
 
