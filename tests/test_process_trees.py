@@ -153,9 +153,9 @@ async def test_others_in_the_midst_of_an_exec(aioproc: Any, tmp_path: Path) -> N
             assert scanning.scanning.rounds - began < 10
             assert await process._transport.tree.gone(FUSE)
             assert scanning.scanning.rounds - began < 20
+            await process.communicate()
     finally:
-        others.stdin.close()
-        await others.wait()
+        await others.communicate()
 
 
 @pytest.mark.asyncio

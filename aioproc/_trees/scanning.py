@@ -209,7 +209,8 @@ class Kill(Request):
 
     def __init__(self, target: Target, loop: Loop | None) -> None:
         super().__init__(target, loop, KILL_TIME)
-        self._end = time.monotonic() + KILL_TIME
+        #: It begins with the first round: the thread may have had to wait for a CPU.
+        self._end: float | None = None
         self._rounds = self._quiet = 0
         self._quiet_enough = QUIET
         self._pause = SHORTEST_KILL_PAUSE
@@ -233,6 +234,8 @@ class Kill(Request):
 
     def _later(self, pauses: bool) -> bool:
         now = time.monotonic()
+        if self._end is None:
+            self._end = now + KILL_TIME
         self._rounds += 1
         self.due = now
         if pauses:
