@@ -360,6 +360,34 @@ def sanitizers() -> str:
         return summary
 
 
+def threads() -> str:
+    """The soak with the thread sanitizer, which takes a child on our memory for a thread that it
+    has not seen begin: with the strategies that share none."""
+    if sys.platform != "linux" or WITHOUT_EXTENSION or not shutil.which("setarch"):
+        raise Skipped("no extension, or no setarch")
+    flags = "-fsanitize=thread"
+    building = {
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": f"{flags} -O1 -g",
+        "AIOPROC_LDFLAGS": flags,
+    }
+    with copy_of_tree() as tree:
+        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        known = tree.parent / "known"
+        known.write_text("race:_dl_deallocate_tls\n")  # the C library's own
+        soaking = {
+            "AIOPROC_BACKEND": "native",
+            "LD_PRELOAD": runtimes("libtsan.so"),
+            "TSAN_OPTIONS": f"die_after_fork=0:suppressions={known}",
+        }
+        # It wants to have addresses to itself. A report is its exit code, 66.
+        soak = ["setarch", "-R", sys.executable, "tools/soak.py", "--seconds", "60"]
+        words = ["--any-memory", "--loop", "asyncio"]
+        for strategy in ("portable", "copy"):
+            run(*soak, *words, cwd=tree, env={**soaking, "AIOPROC_STRATEGY": strategy})
+    return "no report"
+
+
 def kqueue() -> str:
     """The files of macOS and the BSDs, against tests/shim."""
     if sys.platform != "linux" or WITHOUT_EXTENSION:
@@ -478,6 +506,7 @@ def chosen(options: argparse.Namespace) -> dict[str, Check]:
             "strict": strict,
             "heavy": heavy,
             "sanitizers": sanitizers,
+            "threads": threads,
             "faults-all": faults(),
             "soak": soak,
             "mutants": mutants,

@@ -521,6 +521,7 @@ def main() -> int:
     options = parser.parse_args()
     if sys.platform != "linux":
         raise SystemExit("Linux only")
+    os.environ.pop("LD_PRELOAD", None)  # a sanitizer's: for us, and not for each child
     name, _, value = MARK.partition("=")
     os.environ[name] = value
     faulthandler.enable()
