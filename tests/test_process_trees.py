@@ -79,6 +79,15 @@ async def test_what_a_child_has_left_behind(aioproc: Any, family: list[int]) -> 
     assert not any(map(is_alive, family))
 
 
+@pytest.fixture
+def by_proc(aioproc: Any) -> None:
+    """For hoppers, and what is so where processes are seen by /proc."""
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        pytest.skip("the program is one for Linux on x86_64")
+    if _backends.report()["features"].get("kqueue"):
+        pytest.skip("about /proc")
+
+
 def hopper(path: Path, segments: int) -> Path:
     """Makes a program for Linux on x86_64 that executes itself again and again. Each exec takes
     long for its many segments, and meanwhile the process has no environment."""
@@ -105,10 +114,7 @@ def hopper(path: Path, segments: int) -> Path:
     return path
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
-    reason="the program is one for Linux on x86_64",
-)
+@pytest.mark.usefixtures("by_proc")
 @pytest.mark.asyncio
 async def test_in_the_midst_of_an_exec(aioproc: Any, family: list[int], tmp_path: Path) -> None:
     """Out of the session, its parent gone, and no mark to be read of it: most of the time."""
@@ -127,10 +133,7 @@ async def test_in_the_midst_of_an_exec(aioproc: Any, family: list[int], tmp_path
         assert not is_alive(hops)
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux") or platform.machine() != "x86_64",
-    reason="the program is one for Linux on x86_64",
-)
+@pytest.mark.usefixtures("by_proc")
 @pytest.mark.asyncio
 async def test_others_in_the_midst_of_an_exec(aioproc: Any, tmp_path: Path) -> None:
     """On a busy machine there are some at any time, and nobody waits for them: who is the

@@ -347,9 +347,13 @@ def sanitizers() -> str:
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
-    # ASan ends a program that runs out of memory, and keeps for a while what is freed.
+    # ASan ends a program that runs out of memory or addresses, and keeps for a while what is
+    # freed.
     left_out = [
         "--ignore=tests/test_memory.py",
+        "--ignore=tests/test_run_memory.py",
+        "--deselect=tests/test_limits.py::test_in_a_shell",
+        "-k=not memory-life",
         "--deselect=tests/test_many.py::test_what_is_kept_for_the_next_spawns",
     ]
     with copy_of_tree() as tree:

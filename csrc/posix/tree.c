@@ -290,17 +290,21 @@ static bool may_adopt(ap_trees *t, pid_t pid) {
   return false;
 }
 
+static bool is_older(const process_facts *one, uint64_t start) {
+  return processes_are_dated && one->start < start;
+}
+
 /* It has no mark to be read. Who has lost his parent is given to the first process, or to an
  * ancestor of him that is a member, we or an ancestor of ours. With any other parent, which
  * is no member, he is none; on a busy machine there is one of those at any time. */
 static bool may_be_member(ap_trees *t, const ap_tree *tree, const entry *one) {
-  if (one->facts.start < tree->start || link_of(t, one, tree->id)) return false;
+  if (is_older(&one->facts, tree->start) || link_of(t, one, tree->id)) return false;
   for (int i = 0; i < GENERATIONS; i++) {
     process_facts parent;
     pid_t pid = one->facts.parent;
     if (may_adopt(t, pid) || processes_facts(&t->all, pid, &parent) < 0) return true;
-    if (parent.start > one->facts.start) return true; /* another one has the number now */
-    if (parent.start < tree->start) return false;
+    if (is_older(&one->facts, parent.start)) return true; /* another one has the number now */
+    if (is_older(&parent, tree->start)) return false;
     const entry *known = table_find(t->now, pid);
     if (!known || known->facts.start != parent.start || link_of(t, known, tree->id)) return true;
     if (known->environment != IN_EXEC) return known->environment == UNREAD;

@@ -193,6 +193,8 @@ int processes_environment(processes *all, pid_t pid, processes_piece *take, void
   char *bytes = all->list + LIST_SIZE;
   size_t size = ENVIRONMENT_SIZE;
   int error = ASK(name, bytes, &size);
+  /* p_candebug() in FreeBSD's sys/kern/kern_prot.c, of a process with P_INEXEC. */
+  if (error == -EBUSY) return PROCESS_IN_EXEC;
   if (error < 0) return error;
   const char *start = environment_in(bytes, bytes + size);
   take(argument, start, (size_t)(bytes + size - start));
