@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import asyncio.base_events
 import importlib
-import importlib.util
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,8 +97,10 @@ _loop_subprocess_shell.__name__ = "subprocess_shell"
 def _loop_classes() -> list[type]:
     classes: list[type] = [asyncio.base_events.BaseEventLoop]
     for package in LOOP_PACKAGES:
+        from importlib.util import find_spec
+
         # Imported now, since importing it later would bring its own methods back.
-        if importlib.util.find_spec(package) is not None:
+        if find_spec(package) is not None:
             try:
                 classes.append(importlib.import_module(package).Loop)
             except (ImportError, AttributeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ CTRL_BREAK: int = getattr(signal, "CTRL_BREAK_EVENT", 1)
 _kernel32: Any = None
 if sys.platform == "win32":
     import ctypes
+    import shutil  # a tenth of our own time to import elsewhere, for nothing
 
     _kernel32 = ctypes.WinDLL("kernel32")
 
@@ -98,8 +98,10 @@ def process_state(pid: int) -> str | None:
 
 def find_shell(shell: Any) -> Any:
     """A shell as `executable` wants it."""
-    # With that, CreateProcess looks in no PATH, and wants the whole name.
-    return shutil.which(shell) or shell if WINDOWS else shell
+    if sys.platform == "win32":
+        # With that, CreateProcess looks in no PATH, and wants the whole name.
+        return shutil.which(shell) or shell
+    return shell
 
 
 def shell_flag(shell: Any) -> list[str] | None:
