@@ -161,6 +161,21 @@ async def test_others_in_the_midst_of_an_exec(aioproc: Any, tmp_path: Path) -> N
         await others.communicate()
 
 
+@pytest.mark.usefixtures("by_proc")
+@pytest.mark.asyncio
+async def test_a_stranger_in_the_midst_of_an_exec_is_not_counted(
+    aioproc: Any, tmp_path: Path
+) -> None:
+    """Another child of ours: who has lost his parent may be given to us, so it is suspected."""
+    process = await aioproc.create_subprocess_exec("cat", stdin=PIPE, tree=True)
+    program = str(hopper(tmp_path / "hopper", 50))
+    stranger = await aioproc.create_subprocess_exec(program)
+    await process.communicate()
+    assert await process._transport.tree.alive() == 0
+    stranger.kill()
+    await stranger.wait()
+
+
 @pytest.mark.asyncio
 async def test_a_signal_for_all(aioproc: Any, family: list[int]) -> None:
     process = await start(aioproc, family, *STAYS)

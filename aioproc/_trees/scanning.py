@@ -34,6 +34,9 @@ KILL_TIME, KILL_ROUNDS = 1.0, 50
 #: Seconds between its rounds, where all that is left is for the members to die.
 SHORTEST_KILL_PAUSE, LONGEST_KILL_PAUSE = 0.001, 0.03
 
+#: Rounds before somebody who is in the midst of an exec in each of them is a stranger.
+MOST_LOOKS = 20
+
 #: Seconds between two rounds of a grace: some times as much as a round takes, so that
 #: waiting costs a part of one CPU only, but not longer than people wait gladly.
 PAUSE_FACTOR, SHORTEST_PAUSE, LONGEST_PAUSE = 6, 0.005, 0.12
@@ -124,6 +127,7 @@ class Request:
             self.future.add_done_callback(lambda _: fuse.cancel())
         #: When it wants a round, by time.monotonic().
         self.due = 0.0
+        self._looks = 0
 
     # In the thread.
 
@@ -139,8 +143,13 @@ class Request:
 
     def look(self, sought: Sought, scanner: Scanner, seconds: float) -> bool:
         """After it, which took so much of a CPU. True: done, the result is there."""
-        self.result = sought.alive + sought.in_exec
-        return True
+        self.result = sought.alive
+        if sought.alive or not sought.in_exec:
+            return True
+        # Nobody, so it seems: who is in the midst of an exec is a member or a stranger then.
+        self._looks += 1
+        self.due = time.monotonic() + SHORTEST_PAUSE
+        return self._looks == MOST_LOOKS
 
     def is_refused(self) -> bool:
         """Instead: a round was not to be had, for want of descriptors or memory. As look."""
