@@ -329,17 +329,20 @@ def runtimes(*names: str) -> str:
     return " ".join(paths)
 
 
+def build_with(tree: Path, sanitizer: str) -> None:
+    building = {
+        "AIOPROC_BUILD_EXTENSION": "require",
+        "AIOPROC_CFLAGS": f"{sanitizer} -O1 -g -fno-omit-frame-pointer",
+        "AIOPROC_LDFLAGS": sanitizer,
+    }
+    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+
+
 def sanitizers() -> str:
     """The extension built with ASan and UBSan. Python itself is not, so the runtimes are
     preloaded; what Python keeps until its exit is no leak of ours."""
     if sys.platform != "linux" or WITHOUT_EXTENSION:
         raise Skipped("no extension")
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
-    building = {
-        "AIOPROC_BUILD_EXTENSION": "require",
-        "AIOPROC_CFLAGS": f"{flags} -O1 -g -fno-omit-frame-pointer",
-        "AIOPROC_LDFLAGS": flags,
-    }
     testing = {
         "AIOPROC_BACKEND": "native",
         "LD_PRELOAD": runtimes("libasan.so", "libubsan.so"),
@@ -357,7 +360,7 @@ def sanitizers() -> str:
         "--deselect=tests/test_many.py::test_what_is_kept_for_the_next_spawns",
     ]
     with copy_of_tree() as tree:
-        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        build_with(tree, "-fsanitize=address,undefined -fno-sanitize-recover=undefined")
         summary = pytest(*left_out, cwd=tree, env=testing)
         words = ["--seconds", "60", "--any-memory", "--loop", "asyncio"]
         run(sys.executable, "tools/soak.py", *words, cwd=tree, env=testing)
@@ -369,14 +372,8 @@ def threads() -> str:
     has not seen begin: with the strategies that share none."""
     if sys.platform != "linux" or WITHOUT_EXTENSION or not shutil.which("setarch"):
         raise Skipped("no extension, or no setarch")
-    flags = "-fsanitize=thread"
-    building = {
-        "AIOPROC_BUILD_EXTENSION": "require",
-        "AIOPROC_CFLAGS": f"{flags} -O1 -g",
-        "AIOPROC_LDFLAGS": flags,
-    }
     with copy_of_tree() as tree:
-        run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=tree, env=building)
+        build_with(tree, "-fsanitize=thread")
         known = tree.parent / "known"
         known.write_text("race:_dl_deallocate_tls\n")  # the C library's own
         soaking = {

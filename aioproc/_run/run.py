@@ -50,6 +50,7 @@ MOST_FOR_TASKS = 5.0
 ANOTHER_TURN = 0.001
 #: Seconds between two looks at callbacks that are busy.
 BUSY_PAUSE = 0.05
+
 NOTHING_DROPPED = (0, 0)
 
 

@@ -155,10 +155,15 @@ static void links_move(ap_trees *t, entry *from, entry *to) {
   }
 }
 
+/* As far as starts say so here. */
+static bool is_older(const process_facts *one, uint64_t start) {
+  return processes_are_dated && one->start < start;
+}
+
 /* Whether it was not one before. */
 static bool join(ap_trees *t, entry *one, int place) {
   ap_tree *tree = t->trees[place];
-  if (processes_are_dated && one->facts.start < tree->start) return false;
+  if (is_older(&one->facts, tree->start)) return false;
   if (link_of(t, one, tree->id)) return false;
   uint32_t at = t->free_link;
   if (at) {
@@ -290,10 +295,6 @@ static bool may_adopt(ap_trees *t, pid_t pid) {
   return false;
 }
 
-static bool is_older(const process_facts *one, uint64_t start) {
-  return processes_are_dated && one->start < start;
-}
-
 /* It has no mark to be read. Who has lost his parent is given to the first process, or to an
  * ancestor of him that is a member, we or an ancestor of ours. With any other parent, which
  * is no member, he is none; on a busy machine there is one of those at any time. */
@@ -377,7 +378,7 @@ static void visit(ap_trees *t, pid_t pid) {
   int error = processes_facts(&t->all, pid, &facts);
   entry *before = table_find(t->before, pid);
   if (error == -ESRCH || (error < 0 && !before)) return;
-  if (error == 0 && processes_are_dated && facts.start < t->oldest) return;
+  if (error == 0 && is_older(&facts, t->oldest)) return;
   entry *one = table_add(t->now, pid);
   if (!one) one = &t->stray;
   one->facts = error < 0 ? before->facts : facts;
