@@ -382,6 +382,47 @@ def test_the_interpreter_ends_while_a_child_lives(aside: Aside) -> None:
     assert settle_now(lambda: not is_alive(pid))
 
 
+STOPPED = """
+import atexit
+
+class Holder:
+    "Python's collector finds it at the very end only."
+
+async def main():
+    holder = Holder()
+    holder.process = await aioproc.create_subprocess_exec(
+        *SLEEP, stdin=aioproc.PIPE, stdout=aioproc.PIPE)
+    holder.holder = holder
+    print(holder.process.pid)
+
+def stay():
+    for thing in gc.get_objects():
+        if str(type(thing).__module__).startswith("aioproc."):
+            for name in "_lock", "_condition", "_changed":
+                if hasattr(thing, name):
+                    getattr(thing, name).__enter__()
+                    held.append(name)
+    ready.set()
+    time.sleep(1000)
+
+gc.disable()
+held = []
+ready = threading.Event()
+run(main())
+atexit._run_exitfuncs()  # they may wait for the locks: no thread has been stopped by then
+threading.Thread(target=stay, daemon=True).start()
+ready.wait()
+assert "_lock" in held, held
+"""
+
+
+def test_a_thread_that_is_stopped_with_our_locks(aside: Aside) -> None:
+    """As a daemon thread is at the interpreter's end. Who finalizes then does not wait for
+    them, and the child is killed."""
+    pid = int(aside.run(STOPPED))
+    assert settle_now(lambda: not is_alive(pid))
+
+
 def test_closed_after_its_loop_with_data_left(aioproc: Any, new_loop: Factory) -> None:
     """What cannot go out any more keeps no pipe open."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from .locks import Lock
 
 C = TypeVar("C")
 
@@ -17,7 +18,7 @@ class Orphans(Generic[C]):
         self._reap = reap
         self._children: dict[C, None] = {}
         # Reentrant: the garbage collector may end a spawn in the midst of it.
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def add(self, child: C) -> None:
         with self._lock:

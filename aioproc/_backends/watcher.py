@@ -19,10 +19,11 @@ import atexit
 import collections
 import contextvars
 import sys
-import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Generic, Protocol, TypeVar
+
+from .locks import Lock
 
 #: Seconds without children after which a watcher closes. Not at once, since opening
 #: one costs a good part of a spawn.
@@ -334,7 +335,7 @@ class Watchers(Generic[R]):
         self._of = weakref.WeakKeyDictionary()
         #: The one and only, mostly: nobody else's loop has to be looked after then.
         self._only: Callable[[], R | None] = _nobody
-        self._lock = threading.Lock()
+        self._lock = Lock()
         # Where a thread looks whether the loop has closed, it may be too late for that;
         # and what a watcher holds would not be finalized any more.
         atexit.register(self.close_ended)
@@ -379,7 +380,7 @@ class Watchers(Generic[R]):
         return watcher.turn() if watcher is not None and watcher.is_open else None
 
     def forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         for _, watcher in self._all():
             if watcher is not None:
                 watcher.forget()

@@ -7,11 +7,11 @@ import errno
 import os
 import signal
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from ..base import UNKNOWN_EXIT, ResourceUsage, logger, warn_unknown_exit
 from ..child import BaseChild
+from ..locks import Lock
 from ..orphans import Orphans
 from .pipes import Stdio
 
@@ -82,7 +82,7 @@ class PureChild(BaseChild):
         # A signal and the reaping exclude each other, so that a number that belongs to
         # another process by now is never hit. Reentrant, since the garbage collector may
         # end the transport of this very child in the midst of it.
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._reaping = False
         #: It is not to be reaped; and it has ended since.
         self._held = self._zombie = False
@@ -96,11 +96,14 @@ class PureChild(BaseChild):
         with self._lock:
             if self.returncode is not None:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-            if self._reaping:
+            if self._reaping and not sys.is_finalizing():
                 # By the garbage collector, in the midst of a wait that may be taking it.
+                # (Or by whoever finalizes, when the thread that was waiting has been stopped.)
                 self._owed.append(number)
             elif self.pidfd >= 0:
                 signal.pidfd_send_signal(self.pidfd, number)
+            elif self._reaping and not self._has_number():
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
             else:
                 os.kill(self.pid, number)
 
@@ -313,7 +316,7 @@ class PureChild(BaseChild):
 
     def forget(self) -> None:
         """In a forked process: it is the parent's."""
-        self._lock = threading.RLock()  # another thread may have held it at the fork
+        self._lock = Lock()  # another thread may have held it at the fork
         self.close_pidfd()
 
 
@@ -329,7 +332,7 @@ class _Orphans(Orphans[PureChild]):
             return True
 
     def forget(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Lock()
         for child in self._children:
             child.forget()
         self._children = {}

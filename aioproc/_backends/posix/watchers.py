@@ -8,6 +8,7 @@ import contextvars
 import os
 import select
 import signal
+import sys
 import threading
 import weakref
 from typing import Any
@@ -179,6 +180,9 @@ class _Poller:
         self._running = False
 
     def add(self, child: PureChild, watcher: ThreadWatcher) -> None:
+        if sys.is_finalizing():
+            # To start one is to wait for ever (until Python 3.12, which says this).
+            raise RuntimeError("can't create new thread at interpreter shutdown")
         with self._condition:
             if not self._running:
                 # First, so that nobody waits in vain if there is no thread to be had.
@@ -190,12 +194,16 @@ class _Poller:
             self._condition.notify()
 
     def remove(self, child: PureChild) -> None:
+        if sys.is_finalizing():
+            return  # the thread has been stopped, and may have been so with the lock
         with self._condition:
             self._wanted.pop(id(child), None)
             self._condition.notify()
 
     def hurry(self) -> None:
         """An exit is likely: a pipe has reached its end."""
+        if sys.is_finalizing():
+            return
         with self._condition:
             self._condition.notify()
 

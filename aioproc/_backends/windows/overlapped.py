@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import watcher as watchers
+from ..locks import Lock
 from ..watcher import Watched, Watcher, by_loop
 
 #: Milliseconds between two looks whether the loop has closed: of one that has shut its
@@ -71,7 +72,7 @@ class _Queue:
         self.released = False
         # The handle is closed under it. Reentrant: the garbage collector may close a pipe
         # in the midst of it.
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def wake(self) -> None:
         with self._lock:

@@ -7,10 +7,10 @@ import ctypes
 import errno
 import os
 import signal
-import threading
 
 from ..base import ResourceUsage
 from ..child import BaseChild
+from ..locks import Lock
 from ..orphans import Orphans
 from .overlapped import Port
 from .overlapped_pipes import PipeReadEnd, PipeWriteEnd, Stdio
@@ -62,7 +62,7 @@ class WindowsChild(BaseChild):
         self.wait_address = 0
         # The handle is used and closed under it. Reentrant, since the garbage collector
         # may end the transport of this very child in the midst of it.
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def send_signal(self, number: int) -> None:
         with self._lock:
