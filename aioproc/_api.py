@@ -18,7 +18,7 @@ from ._backends.watcher import crowded
 from ._notes import add_note
 from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
-from ._trees import end_given_up, tree_of
+from ._trees import spawn, tree_of
 
 P = TypeVar("P", bound=asyncio.SubprocessProtocol)
 
@@ -116,16 +116,11 @@ def _give_up(child: Child, spec: SpawnSpec) -> None:
 async def _spawn(spec: SpawnSpec, loop: asyncio.AbstractEventLoop) -> Child:
     for pause in (*TEXT_BUSY_PAUSES, None):
         try:
-            backend = _backends.current()
             if crowded:
-                turn = backend.turn(loop)
+                turn = _backends.current().turn(loop)
                 if turn is not None:
                     await turn
-            try:
-                child = backend.spawn(spec, loop)
-            except BaseException:
-                end_given_up(spec)
-                raise
+            child = spawn(spec, loop)
             try:
                 if child.started is not None:
                     await child.started

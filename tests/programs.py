@@ -56,6 +56,8 @@ SLEEP = _either("sleep 1000", "import time; time.sleep(1000)")
 YES = _either("yes", "import os\nwhile True: os.write(1, b'y\\n' * 4096)")
 #: Copies stdin to stdout and stderr.
 TEE = _either("tee /dev/stderr", _COPY + " os.write(1, data)\n os.write(2, data)\n")
+#: Writes "out" and "err", a line each.
+BOTH = python("import sys; sys.stdout.write('out\\n'); sys.stderr.write('err\\n')")
 #: Closes its stdin, and goes on.
 DEAF = sh("exec 0<&-; exec sleep 1000", "import os, time; os.close(0); time.sleep(1000)")
 #: Closes all three streams, and goes on.

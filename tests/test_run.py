@@ -4,11 +4,9 @@ in test_run_endings.py.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import gc
 import inspect
-import io
 import logging
 import os
 import pickle
@@ -18,7 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,13 @@ import pytest
 from aioproc._run import collect
 from conftest import run as run_loop
 from marks import posix_only, windows_only
-from programs import CAT, TEE, TRUE, WINDOWS, ends, python, shell
+from programs import BOTH, CAT, TEE, TRUE, WINDOWS, ends, python, shell
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.primary]
 everywhere = pytest.mark.everywhere
 
 DEVNULL, PIPE, STDOUT = subprocess.DEVNULL, subprocess.PIPE, subprocess.STDOUT
 
-#: Writes to both streams.
-BOTH = python("import sys; sys.stdout.write('out\\n'); sys.stderr.write('err\\n')")
 FAILS = python("import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)")
 #: Bytes that are no text, and newlines of all systems.
 ODD = python(
@@ -196,116 +192,6 @@ async def test_text_goes_in(aioproc: Any) -> None:
     # One text, however many pieces it comes in.
     done = await aioproc.run(*CAT, input=["a", "b"], encoding="utf-16")
     assert done.stdout == "ab"
-
-
-# -- input
-
-MUCH = os.urandom(1 << 16) * 160
-
-
-@everywhere
-@pytest.mark.parametrize(
-    "input",
-    [b"", b"abc", bytearray(b"abc"), memoryview(b"a.b.c.")[::2], array.array("H", [1, 2]), MUCH],
-    ids=["empty", "bytes", "bytearray", "memoryview", "array", "much"],
-)
-async def test_input(aioproc: Any, input: Any) -> None:
-    done = await aioproc.run(*CAT, input=input)
-    assert done.stdout == bytes(input)
-
-
-async def generated(chunks: Any, log: list[str]) -> AsyncIterator[Any]:
-    try:
-        for chunk in chunks:
-            await asyncio.sleep(0)
-            yield chunk
-    finally:
-        log.append("closed")
-
-
-@everywhere
-async def test_input_from_others(aioproc: Any, tmp_path: Path) -> None:
-    chunks = [b"a", bytearray(b"b"), memoryview(b"c"), MUCH]
-    whole = b"".join(chunks)
-    log: list[str] = []
-    file = tmp_path / "file"
-    file.write_bytes(whole)
-    assert (await aioproc.run(*CAT, input=chunks)).stdout == whole
-    assert (await aioproc.run(*CAT, input=iter(chunks))).stdout == whole
-    assert (await aioproc.run(*CAT, input=generated(chunks, log))).stdout == whole
-    assert log == ["closed"]
-    assert (await aioproc.run(*CAT, input=io.BytesIO(whole))).stdout == whole
-    with open(file, "rb") as opened:
-        assert (await aioproc.run(*CAT, input=opened)).stdout == whole
-        assert not opened.closed
-    done = await aioproc.run(*CAT, input=io.StringIO("one\ntwo\n"), text=True)
-    assert done.stdout == "one\ntwo\n"
-    assert (await aioproc.run(*CAT, input=["x", "y\n"], text=True)).stdout == "xy\n"
-
-
-async def test_input_from_another_process(aioproc: Any) -> None:
-    async with await aioproc.create_subprocess_exec(*BOTH, stdout=PIPE, stderr=DEVNULL) as one:
-        done = await aioproc.run(*CAT, input=one.stdout)
-    assert done.text == "out"
-
-
-@everywhere
-async def test_a_child_that_does_not_read_is_no_error(aioproc: Any) -> None:
-    log: list[str] = []
-    assert (await aioproc.run(*TRUE, input=MUCH)).ok
-    assert (await aioproc.run(*TRUE, input=generated([MUCH] * 9, log))).ok
-    assert log == ["closed"]
-
-
-async def test_input_comes_as_it_is_read(aioproc: Any) -> None:
-    taken = 0
-
-    def source() -> Iterator[bytes]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield bytes(1 << 16)
-
-    reads_a_little = python("import os; os.read(0, 1 << 16)")
-    assert (await aioproc.run(*reads_a_little, input=source())).ok
-    # What a pipe holds, and what has been read, and no more.
-    assert taken <= 24
-
-
-class Refuses(Exception):
-    pass
-
-
-@everywhere
-async def test_input_that_raises(aioproc: Any) -> None:
-    async def source() -> AsyncIterator[bytes]:
-        yield b"the first"
-        raise Refuses
-
-    with pytest.raises(Refuses) as caught:
-        await aioproc.run(*CAT, input=source())
-    result = aioproc.partial_result(caught.value)
-    assert (result.reason, result.ok, result.error) == ("error", False, caught.value)
-
-
-@pytest.mark.parametrize("chunk", ["text", 5, None])
-async def test_chunks_that_are_none(aioproc: Any, chunk: Any) -> None:
-    with pytest.raises(TypeError, match="chunks of input must be bytes"):
-        await aioproc.run(*CAT, input=[b"fine", chunk])
-
-
-async def test_input_that_fails_while_the_child_ends(aioproc: Any) -> None:
-    """The child ends by the end of its stdin, before all of the input has."""
-
-    async def source() -> AsyncIterator[Any]:
-        try:
-            yield b"fine"
-            yield 5
-        finally:
-            await asyncio.sleep(0.3)
-
-    with pytest.raises(TypeError, match="chunks of input must be bytes"):
-        await aioproc.run(*CAT, input=source())
 
 
 # -- limits of output
@@ -754,11 +640,12 @@ async def test_a_pipe_that_cannot_be_watched_is_polled(
 
     monkeypatch.setattr(FdReadEnd, "watch", watch)
     monkeypatch.setattr(FdWriteEnd, "watch", watch)
-    done = await aioproc.run(*TEE, input=MUCH)
-    assert done.stdout == done.stderr == MUCH
+    much = bytes(10_000_000)
+    done = await aioproc.run(*TEE, input=much)
+    assert done.stdout == done.stderr == much
     heard: list[bytes] = []
-    await aioproc.run(*TEE, input=[MUCH], on_output=lambda _, data: heard.append(data))
-    assert sum(map(len, heard)) == 2 * len(MUCH)
+    await aioproc.run(*TEE, input=[much], on_output=lambda _, data: heard.append(data))
+    assert sum(map(len, heard)) == 2 * len(much)
     assert "is polled" in caplog.text
 
 
@@ -806,24 +693,3 @@ async def test_in_any_thread(aioproc: Any) -> None:
     thread.start()
     thread.join()
     assert outputs == [b"here"]
-
-
-@everywhere
-@posix_only("descriptors that can be replaced")
-async def test_input_that_cannot_be_written(aioproc: Any) -> None:
-    """Other than by a child that reads no more: what it has seen is not all there was."""
-    from aioproc._backends.posix import pipes
-
-    came = asyncio.Event()
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"first\n"
-        await came.wait()
-        [(fd, _)] = [(fd, end) for fd, end in pipes._open.items() if hasattr(end, "write")]
-        with open(os.devnull, "rb") as file:
-            os.dup2(file.fileno(), fd)
-        yield b"second\n"
-
-    with pytest.raises(OSError, match="Bad file descriptor") as info:
-        await aioproc.run(*CAT, input=chunks(), on_output=lambda *_: came.set())
-    assert aioproc.partial_result(info.value).stdout == b"first\n"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from .._backends.base import READS_NO_MORE, WriteEnd, logger
 from .._sink import BULKY, CHUNK, LOOK_AGAIN
-
-#: Bytes of one read of a file.
-PIECE = 64 * 1024
+from .source import pieces
 
 
 class Feed:
@@ -111,7 +109,7 @@ async def feed(
 ) -> None:
     """Writes all that a file, an iterable or an asynchronous iterable gives, and closes. What
     that raises is raised, and given to `failed` before the child can know of it."""
-    chunks: Any = _pieces(source) if hasattr(source, "read") else source
+    chunks: Any = pieces(source) if hasattr(source, "read") else source
     try:
         if hasattr(chunks, "__aiter__"):
             async for chunk in chunks:
@@ -135,20 +133,3 @@ async def feed(
             await chunks.aclose()
         elif inspect.isgenerator(chunks):
             chunks.close()
-
-
-async def _pieces(file: Any) -> AsyncIterator[Any]:
-    """A file's contents; read in a thread, since that may take a while, unless it is in
-    memory."""
-    is_in_memory = hasattr(file, "getbuffer") or hasattr(file, "getvalue")
-    loop = asyncio.get_running_loop()
-    while True:
-        if is_in_memory:
-            piece = file.read(PIECE)
-        else:
-            piece = await loop.run_in_executor(None, file.read, PIECE)
-            if asyncio.iscoroutine(piece):  # an asynchronous file, or a StreamReader
-                piece = await piece
-        if not piece:
-            return
-        yield piece

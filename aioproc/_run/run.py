@@ -28,7 +28,7 @@ from .._messages import discreet
 from .._sink import LOOKS, Sink
 from .._spec.spec import SpawnSpec
 from .._text import Decoder
-from .._trees import Alone, ProcessTree, end_given_up, tree_of
+from .._trees import Alone, ProcessTree, spawn, tree_of
 from .._trees.ending import Ending, Shield
 from .collect import Bounded, Output
 from .feed import Feed, feed
@@ -173,11 +173,7 @@ class Run:
             spec = self._spec = settings.spec(opened)
             lazy = not settings.is_in_a_hurry
             collect = lazy and self._may_wait(spec)
-            try:
-                child = _backends.current().spawn(spec, loop, lazy, collect, settings.data)
-            except BaseException:
-                end_given_up(spec)
-                raise
+            child = spawn(spec, loop, lazy, collect, settings.data)
         finally:
             for file in opened:
                 file.close()
