@@ -32,6 +32,21 @@ def has_console() -> bool:
     return bool(_kernel32.GetConsoleCP())
 
 
+def has_input(fd: int) -> bool | None:
+    """Whether a pipe has something to read, or has ended; None if it is none. (Windows)"""
+    if sys.platform != "win32":
+        raise NotImplementedError
+    import _winapi
+    import msvcrt
+
+    try:
+        return _winapi.PeekNamedPipe(msvcrt.get_osfhandle(fd), 0)[0] > 0
+    except BrokenPipeError:
+        return True
+    except OSError:  # a console, say
+        return None
+
+
 def spellings(name: str | bytes, names: Iterable[Any]) -> list[Any]:
     """What of these names of environment variables, or in place of them, means the same."""
     if WINDOWS and isinstance(name, str):

@@ -94,8 +94,8 @@ async def run(program: Any, *args: Any, **options: Any) -> CompletedProcess[Any]
         *args: Its arguments, one by one.
         input: What goes into stdin, which is closed after it: bytes; str (with text); a
             file opened for reading, read in a thread; an iterable or asynchronous iterable
-            of chunks, taken as the child reads them. On POSIX what a pipe, a socket or a
-            terminal has, opened in binary mode, goes in as it comes. Without it stdin
+            of chunks, taken as the child reads them. What a pipe, a socket or a terminal has,
+            opened in binary mode, goes in as it comes (on Windows: a pipe). Without it stdin
             is empty. A child that does not read all of it is no error.
         stdin: DEVNULL (default), None (inherit ours), a file descriptor, an open file or a
             path-like, which is opened for reading. Not together with input.

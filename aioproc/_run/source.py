@@ -9,6 +9,7 @@ import stat
 from collections.abc import AsyncIterator
 from typing import Any
 
+from .._backends.system import WINDOWS, has_input
 from .._sink import LOOK_AGAIN
 
 #: Bytes, or characters, of one read.
@@ -60,8 +61,12 @@ def _wait_for(file: Any) -> bool:
 
 
 async def _readable(loop: asyncio.AbstractEventLoop, fd: int) -> bool:
-    """Waits until there is something to read. False where that cannot be waited for: on
-    Windows, and for devices that always have it."""
+    """Waits until there is something to read. False where that cannot be waited for: devices
+    that always have it, a console on Windows."""
+    if WINDOWS:
+        while (is_there := has_input(fd)) is False:
+            await asyncio.sleep(LOOK_AGAIN)
+        return is_there is True
     ready = loop.create_future()
 
     def tell() -> None:
@@ -70,7 +75,7 @@ async def _readable(loop: asyncio.AbstractEventLoop, fd: int) -> bool:
 
     try:
         loop.add_reader(fd, tell)
-    except (OSError, NotImplementedError):
+    except OSError:
         return False
     try:
         await ready

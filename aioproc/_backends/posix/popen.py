@@ -6,7 +6,6 @@ For the pure backend, and for what the native strategies cannot do (preexec_fn).
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -81,6 +80,11 @@ class _Reported:
 
     def __init__(self, function: Any, ends: list[int]) -> None:
         """ends: where the numbers of a pipe are put, for the caller to close."""
+        # Seldom needed: not imported with aioproc; and here, since a forked process should not
+        # have to wait for the import lock.
+        import pickle
+
+        self._pickle: Any = pickle
         self._function = function
         # Not cut in two by Ctrl-C (see stdio.py).
         ends.extend(chain.from_iterable(starmap(os.pipe, ((),))))
@@ -116,7 +120,8 @@ class _Reported:
         room = self.MOST // 16  # characters, of up to four bytes
         for exception in (error, None):
             try:
-                packed = pickle.dumps((text[:room], full[-2 * room :], pickle.dumps(exception)))
+                cause = self._pickle.dumps(exception)
+                packed: bytes = self._pickle.dumps((text[:room], full[-2 * room :], cause))
             except Exception:
                 continue  # not every exception can be pickled
             if len(packed) <= self.MOST:
@@ -126,12 +131,12 @@ class _Reported:
     def explain(self, error: subprocess.SubprocessError) -> None:
         """Adds to Popen's exception what the child has said."""
         try:
-            text, full, exception = pickle.loads(os.read(self._reader, self.MOST))
+            text, full, exception = self._pickle.loads(os.read(self._reader, self.MOST))
         except (BlockingIOError, EOFError):
             return  # nothing
         error.args = (f"{error.args[0]} {text}", *error.args[1:])
         try:
-            cause = pickle.loads(exception)
+            cause = self._pickle.loads(exception)
         except Exception:
             return  # its class may refuse to be made anew
         if isinstance(cause, BaseException):
