@@ -514,9 +514,11 @@ task = loop.create_task(consume())
 loop.run_until_complete(asyncio.sleep(0.1))
 assert len(children()) == 3
 coroutine = task.get_coro()
-for one in asyncio.all_tasks(loop):
-    one._log_destroy_pending = False
+task._log_destroy_pending = False
 coroutine.close()
+for _ in range(3):
+    loop.run_until_complete(asyncio.sleep(0))
+assert asyncio.all_tasks(loop) == {task}
 assert settle(lambda: not [pid for pid in children() if is_alive(pid)])
 loop.close()
 """

@@ -387,9 +387,11 @@ coroutine = aioproc.pipeline(["sleep", "1000"], ["sleep", "1000"])
 task = loop.create_task(coroutine)
 loop.run_until_complete(asyncio.sleep(0.1))
 assert len(children()) == 2
-for one in asyncio.all_tasks(loop):
-    one._log_destroy_pending = False
+task._log_destroy_pending = False
 coroutine.close()
+for _ in range(3):
+    loop.run_until_complete(asyncio.sleep(0))
+assert asyncio.all_tasks(loop) == {task}
 assert settle(lambda: not [pid for pid in children() if is_alive(pid)])
 loop.close()
 """

@@ -525,12 +525,23 @@ async def test_idle_is_not_who_was_not_read(aioproc: Any, heard: Heard) -> None:
 async def test_a_coroutine_that_is_closed(aioproc: Any, heard: Heard) -> None:
     """Nobody awaits it any more: it is killed, and what has left its group."""
     family = 'sleep 1000 & one=$!; setsid sh -c "echo $one $$ \\$\\$; exec sleep 1000" & '
-    coroutine = aioproc.run("sh", "-c", family + STAYS, on_line=heard)
+    log: list[str] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            await asyncio.sleep(FUSE)
+            yield b""
+        finally:
+            log.append("closed")
+
+    coroutine = aioproc.run("sh", "-c", family + STAYS, on_line=heard, input=source())
     future = coroutine.send(None)
     assert future is not None
     future._asyncio_future_blocking = False
     await asyncio.wait_for(heard.came.wait(), FUSE)
     coroutine.close()
+    assert await settle_later(lambda: asyncio.all_tasks() == {asyncio.current_task()})
+    assert log == ["closed"]
     pids = heard.pids
     assert len(pids) == 3
     for _ in range(1000):

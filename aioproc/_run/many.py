@@ -355,6 +355,10 @@ class Runs(Generic[T]):
         self._is_halting = self._is_ending = True
         for run in self._running.values():
             run.kill_now()
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            for worker in self._workers:
+                worker.cancel()
         if inspect.isgenerator(self._iterator):
             self._iterator.close()
 

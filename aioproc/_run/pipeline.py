@@ -396,6 +396,9 @@ class _Pipeline:
                 for run in self._runs:
                     if run is not None:
                         run.kill_now()
+                if not loop.is_closed():
+                    for task in self._tasks:
+                        task.cancel()
                 raise
             finally:
                 if timer is not None:

@@ -326,7 +326,8 @@ class Run:
                 else:
                     self._open -= 1
         self._raised(task)
-        self._check()
+        if self._child is not None:
+            self._check()
 
     def _raised(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -597,9 +598,7 @@ class Run:
 
     async def _end_tasks(self) -> None:
         """Has iterators and callbacks end that nobody needs any more."""
-        tasks = {output.pump for output in self._outputs if output.pump is not None}
-        if self._feeding is not None and not self._feeding.done():
-            tasks.add(self._feeding)
+        tasks = self._tasks()
         if not tasks:
             return
         self._is_ending = True
@@ -613,6 +612,13 @@ class Run:
         else:
             if busy:
                 logger.warning("callbacks of a run go on, though they were cancelled: %r", busy)
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        """Those of iterators and callbacks."""
+        tasks = {output.pump for output in self._outputs if output.pump is not None}
+        if self._feeding is not None and not self._feeding.done():
+            tasks.add(self._feeding)
+        return tasks
 
     def _let_go(self) -> None:
         """Closes what is ours."""
@@ -629,8 +635,12 @@ class Run:
         child = self._child
         if child is None:
             return
+        self._is_ending = True
         if child.error is None and self._spec.tree:
             self._tree().kill_at_once()
+        if not self._loop.is_closed():
+            for task in self._tasks():
+                task.cancel()
         self._let_go()
         child.release()
         child.abandon()
