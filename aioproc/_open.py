@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
-from collections.abc import Generator
+import warnings
+from collections.abc import Callable, Generator
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
@@ -110,6 +111,23 @@ class ProcessOpener(Generic[P]):
         self._process: P | None = None
         self._was_started = False
 
+    def __del__(self, _warn: Callable[..., Any] = warnings.warn) -> None:
+        # As Python says it of a coroutine. (Of what was refused there is no such attribute.)
+        if not getattr(self, "_was_started", True):
+            _warn(
+                f"open_process({self._command[0]!r:.60}, ...) was never entered: "
+                "write 'async with' or 'await' before it",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        text = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if not name.startswith("_") and hasattr(self._class, name):
+            text += ", but the process has: 'async with open_process(...) as process'"
+        raise AttributeError(text)
+
     def _build(self, streams: list[Any]) -> SpawnSpec:
         stdin, stdout, stderr = streams
         try:
@@ -150,7 +168,8 @@ class ProcessOpener(Generic[P]):
         if isinstance(process, TextProcess):
             assert self._text is not None
             process._text = self._text
-        logger.debug("pid %s: started: %s", process.pid, spec.user_args)
+        what = spec.user_args if self._name is None else repr(self._name)
+        logger.debug("pid %s: started: %s", process.pid, what)
         return process
 
     def __await__(self) -> Generator[Any, None, P]:

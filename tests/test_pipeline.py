@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import os
 import pickle
 import signal
@@ -517,3 +518,22 @@ async def test_no_terminals(aioproc: Any) -> None:
         await aioproc.pipeline(Command(*CAT, pty=True), CAT)
     with pytest.raises(ValueError, match="stage 0 reads and writes pipes"):
         await aioproc.pipeline(CAT, CAT, pty=True)
+
+
+@pytest.mark.parametrize("named", ["stage", "whole"])
+async def test_names_hide_arguments(
+    aioproc: Any, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = {"name": "the first"} if named == "stage" else {}
+    first = aioproc.Command(*ends(3), "a secret", **own)
+    whole = {"name": "all"} if named == "whole" else {}
+    with (
+        caplog.at_level(logging.DEBUG, "aioproc"),
+        pytest.raises(aioproc.CalledProcessError) as info,
+    ):
+        await aioproc.pipeline(first, CAT, **whole)
+    text = str(info.value)
+    assert text.startswith("all: stage 0: exit" if named == "whole" else "the first | ")
+    shown = [text, repr(info.value), *map(repr, info.value.stages), caplog.text]
+    assert "secret" not in "".join(shown)
+    assert "cat" in shown[1] or named == "whole"

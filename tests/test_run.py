@@ -471,6 +471,16 @@ async def test_a_name(aioproc: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "aioproc"):
         await aioproc.run(*secret, check=False)
     assert "a secret" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.DEBUG, "aioproc"):
+        await aioproc.run(*secret, check=False, name="the job")
+        async with aioproc.open_process(*secret, name="another"):
+            pass
+    assert "started: 'the job'" in caplog.text
+    assert "started: 'another'" in caplog.text
+    assert "secret" not in caplog.text
+    command = aioproc.Command(*secret, input=b"secret", name="the job")
+    assert repr(command) == "Command(name='the job')"
 
 
 # -- Command

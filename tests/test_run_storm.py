@@ -25,7 +25,7 @@ from aioproc._trees.scanning import Gone, scanning
 from aside import PROC, Aside, children, collect, is_alive, open_fds, settle
 from conftest import FUSE, reap_orphans, run
 from helpers import on_uvloop
-from programs import python
+from programs import TERMINATED, python
 
 pytestmark = [
     pytest.mark.skipif(not PROC, reason="nobody can look without /proc"),
@@ -312,9 +312,13 @@ async def test_the_end_of_a_child_whose_exec_fails(
         if how == "cancel":
             await asyncio.sleep(0)
             running.cancel()
-        with pytest.raises((FileNotFoundError, asyncio.CancelledError)) as caught:
+        ends = (FileNotFoundError, asyncio.CancelledError, aioproc.TimeoutExpired)
+        with pytest.raises(ends) as caught:
             await running
-        assert how == "cancel" or caught.type is FileNotFoundError
+        if caught.type is aioproc.TimeoutExpired:
+            assert caught.value.result.returncode == TERMINATED  # before its exec
+        else:
+            assert how == "cancel" or caught.type is FileNotFoundError
         del caught, running
     collect()
     assert not caplog.records  # no exception that nobody has retrieved

@@ -54,6 +54,9 @@ class Command:
         raise AttributeError("a Command cannot be changed")
 
     def __repr__(self) -> str:
+        name = self.options.get("name")
+        if name is not None:  # what is in it may be a secret
+            return f"Command(name={name!r})"
         parts = [repr(part) for part in (self.program, *self.args)]
         parts += [f"{name}={value!r}" for name, value in self.options.items()]
         return f"Command({', '.join(parts)})"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import inspect
-from collections.abc import AsyncIterable, Iterable, Sequence
+import warnings
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -108,6 +109,16 @@ class Runs(Generic[T]):
     def __repr__(self) -> str:
         running = len(self._running)
         return f"<{self._function}(): {self._taken} commands taken, {running} running>"
+
+    def __del__(self, _warn: Callable[..., Any] = warnings.warn) -> None:
+        # As Python says it of a coroutine. (Of what was refused there is no such attribute.)
+        if getattr(self, "_loop", self) is None:
+            _warn(
+                f"{self._function}() was never entered: write 'async with' before it",
+                RuntimeWarning,
+                stacklevel=2,
+                source=self,
+            )
 
     # -- for the user
 

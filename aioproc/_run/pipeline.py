@@ -113,12 +113,25 @@ class CompletedPipeline(CompletedProcess[T]):
         text = shortened(stages) if self.name is None else super()._label()
         if self.stage is None:
             return text
-        return f"{text}: stage {self.stage} ({self.stages[self.stage]._label()})"
+        stage = self.stages[self.stage]
+        if self.name is not None and stage.name == _name_of(self.name, self.stage):
+            return f"{text}: stage {self.stage}"
+        return f"{text}: stage {self.stage} ({stage._label()})"
+
+    def _shown(self) -> str:
+        if self.name is not None or all(stage.name is None for stage in self.stages):
+            return super()._shown()
+        return f"stages=[{', '.join(stage._shown() for stage in self.stages)}]"
 
     @property
     def ok(self) -> bool:
         """Whether all stages are."""
         return all(stage.ok for stage in self.stages)
+
+
+def _name_of(whole: str, number: int) -> str:
+    """A stage's that has none of its own, so that what it does is not shown there either."""
+    return f"{whole}[{number}]"
 
 
 class _Fine(Container[int]):
@@ -233,6 +246,8 @@ class _Pipeline:
             del options["stdin"]
         if "check" not in own:
             options["check"] = whole.get("check", True)
+        if whole.get("name") is not None and options.get("name") is None:
+            options["name"] = _name_of(whole["name"], number)
         if PIPE in (options["stdout"], options["stderr"]):
             for name in ("on_output", "on_line"):
                 if name in whole:

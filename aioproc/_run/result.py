@@ -195,15 +195,15 @@ class CompletedProcess(subprocess.CompletedProcess[T]):
         """Which command it was, on one line."""
         return label(self.args, self.name)
 
+    def _shown(self) -> str:
+        # With a name, the command may be a secret.
+        if self.name is None:
+            return f"args={shortened(repr(self.args))}"
+        return f"name={shortened(repr(self.name))}"
+
     @reprlib.recursive_repr()  # an error may hold the result that holds it
     def __repr__(self) -> str:
-        info = [
-            # With a name, the command may be a secret.
-            f"args={shortened(repr(self.args))}"
-            if self.name is None
-            else f"name={shortened(repr(self.name))}",
-            f"returncode={self.returncode!r}",
-        ]
+        info = [self._shown(), f"returncode={self.returncode!r}"]
         if self.reason != "exit":
             info.append(f"reason={self.reason!r}")
         for stream in ("stdout", "stderr"):

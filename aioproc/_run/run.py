@@ -119,9 +119,7 @@ class Run:
             reason = await self._live()
             assert self._child is not None
             if reason == "done":
-                code = self._child.returncode
-                assert code is not None
-                reason = "signal" if code < 0 and code != UNKNOWN_EXIT else "exit"
+                reason = self._own_end()
                 if settings.ends_leftovers:
                     await self._end(leftovers=True)
             elif reason in ("timeout", "idle") and self._has_exited:
@@ -129,7 +127,10 @@ class Run:
                 if settings.ends_leftovers:
                     await self._end(leftovers=True)
             else:
+                had_ended = self._has_ended()
                 await self._end()
+                if self._has_exited and (had_ended or self._forced is None):
+                    reason = self.late(reason)
             if self._outputs or self._feeding is not None:
                 await self._end_tasks()
         except BaseException as error:
@@ -142,6 +143,17 @@ class Run:
             return self._conclude(reason)
         finally:
             self._forget()
+
+    def late(self, reason: str) -> str:
+        """Why it has ended, when it had by itself before we came to end it."""
+        return reason
+
+    def _own_end(self) -> Reason:
+        """How it has ended by itself."""
+        assert self._child is not None
+        code = self._child.returncode
+        assert code is not None
+        return "signal" if code < 0 and code != UNKNOWN_EXIT else "exit"
 
     async def _live(self) -> str:
         """Starts the child. Returns when it has ended, or is to be ended, and why."""
@@ -185,7 +197,8 @@ class Run:
             self._timer = loop.call_at(self._began + settings.timeout, self._time_is_up)
         if logger.isEnabledFor(logging.DEBUG):
             # On Windows the pid is not known yet.
-            logger.debug("pid %s: started: %s", child.pid or "?", settings.user_args)
+            what = settings.user_args if settings.name is None else repr(settings.name)
+            logger.debug("pid %s: started: %s", child.pid or "?", what)
         if child.returncode is not None:
             loop.call_soon(self._exited)
         else:
@@ -751,6 +764,10 @@ class Told(Run):
     """One whose result tells all, whatever happens to the command."""
 
     raises = False
+
+    def late(self, reason: str) -> str:
+        # Nobody is to hear of the cancellation, but of what the command has done.
+        return self._own_end() if reason == "cancelled" else reason
 
     @property
     def has_child(self) -> bool:

@@ -23,7 +23,8 @@ DEFAULT_STEPS: list[Step] = [(signal.SIGTERM, GRACE)]
 def judged_seconds(name: str, value: Any) -> float:
     """TypeError, ValueError: it is none."""
     if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
-        raise TypeError(f"{name} must be a number of seconds or None, not {value!r:.100}")
+        none = "" if value is None else " or None"
+        raise TypeError(f"{name} must be a number of seconds{none}, not {value!r:.100}")
     seconds = float(value)
     if seconds != seconds:
         raise ValueError(f"{name} must be a number of seconds, not {value}")
@@ -33,6 +34,8 @@ def judged_seconds(name: str, value: Any) -> float:
 def judged_steps(stop: Any, terminal: bool = False) -> list[Step]:
     """A grace alone is SIGTERM and the wait for the end. Of who has a terminal of its own, the
     end of that comes first, which shells do not pass over."""
+    if isinstance(stop, signal.Signals):
+        raise TypeError(f"stop is seconds, or steps: stop=[(signal.{stop.name}, 5)], with a grace")
     if hasattr(stop, "__float__") and not isinstance(stop, bool):
         seconds = judged_seconds("stop", stop)
         if seconds < 0:
