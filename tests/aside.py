@@ -159,6 +159,12 @@ if PROC:
         return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def drop(things: list[Any]) -> None:
+    """Lets go of them, wherever they are collected at once or later."""
+    things.clear()
+    collect()
+
+
 def collect() -> None:
     """gc.collect(). PyPy runs the finalizers of one layer of objects a time: not yet of
     those that others lead to which have one themselves."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from aioproc import Command, Limiter
-from aside import PROC, children
+from aside import PROC, children, drop
 from conftest import FUSE, is_alive, settle
 from helpers import script
 from marks import posix_only
@@ -893,6 +893,53 @@ async def test_bad_arguments(
 ) -> None:
     with pytest.raises(error, match=text):
         aioproc.run_many(commands, **options)
+
+
+async def test_one_that_nobody_enters(aioproc: Any) -> None:
+    runs = [aioproc.run_many([TRUE])]
+    with pytest.warns(RuntimeWarning, match=r"run_many\(\) was never entered"):
+        drop(runs)
+
+
+class EndsAnother:
+    """Accepts no returncode, and has another command end when it is asked."""
+
+    def __init__(self, fifo: Path, families: Families) -> None:
+        self._fifo = fifo
+        self._families = families
+
+    def __contains__(self, code: object) -> bool:
+        if self._families.alive():
+            with open(self._fifo, "w") as file:
+                file.write("go\n")
+        assert settle(lambda: not self._families.alive())
+        return False
+
+
+@has_proc
+@everywhere
+async def test_what_had_ended_by_itself_is_not_cancelled(
+    aioproc: Any, families: Families, tmp_path: Path
+) -> None:
+    """Though another had failed before that was noticed."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    fails = aioproc.Command(*ends(3), check=EndsAnother(fifo, families))
+    waits = aioproc.Command("sh", "-c", f"echo $$ $$; read go <{fifo}; echo saved >&2")
+
+    async def commands() -> AsyncIterator[Any]:
+        yield waits
+        await families.came(1)
+        yield fails
+
+    def on_line(stream: str, line: bytes) -> None:
+        if stream == "stdout":
+            families(stream, line)
+
+    first, second = await aioproc.run_all(commands(), concurrency=2, halt="now", on_line=on_line)
+    assert (second.ok, second.returncode) == (False, 3)
+    assert (first.ok, first.reason, first.forced) == (True, "exit", None)
+    assert first.stderr == b"saved\n"
 
 
 async def test_misuse(aioproc: Any) -> None:

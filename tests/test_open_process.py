@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aside import PROC
+from aside import PROC, drop
 from conftest import FUSE, is_alive
 from helpers import script
 from marks import posix_only
@@ -163,6 +163,20 @@ async def test_without_a_block(aioproc: Any) -> None:
     assert process.returncode == TERMINATED
     with pytest.raises(RuntimeError, match="has been started"):
         await opener
+
+
+async def test_one_that_nobody_enters(aioproc: Any) -> None:
+    opener = aioproc.open_process(*SLEEP)
+    with pytest.raises(AttributeError, match="the process has: 'async with"):
+        _ = opener.stdin
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = opener.nothing
+    openers = [opener]
+    del opener
+    with pytest.warns(RuntimeWarning, match=r"open_process\(.*\) was never entered"):
+        drop(openers)
+    with pytest.raises(TypeError):
+        aioproc.open_process(*SLEEP, stop="soon")  # and it warns of nothing
 
 
 # -- stop()
