@@ -16,7 +16,7 @@ from ._asyncio.transport import SubprocessTransport
 from ._backends.base import TEXT_BUSY_PAUSES, Child
 from ._backends.watcher import crowded
 from ._notes import add_note
-from ._spec.advice import explain_arguments, explain_missing, refuse_unknown
+from ._spec.advice import REFUSALS, explain_failure, explain_refusal, refuse_unknown
 from ._spec.spec import SpawnSpec, Stream, StrOrBytesPath
 from ._trees import spawn, tree_of
 
@@ -76,9 +76,10 @@ def _exec_spec(
         _refuse_text(shell, False, universal_newlines, bufsize, encoding, errors, text)
     try:
         return SpawnSpec.build((program, *args), **kwds)
-    except TypeError as error:
-        refuse_unknown(function, kwds)
-        explain_arguments(error, (program, *args))
+    except REFUSALS as error:
+        if isinstance(error, TypeError):
+            refuse_unknown(function, kwds)
+        explain_refusal(error, (program, *args), kwds)
         raise
 
 
@@ -101,8 +102,10 @@ def _shell_spec(
     _refuse_text(shell, True, universal_newlines, bufsize, encoding, errors, text)
     try:
         return SpawnSpec.build(cmd, shell=True, **kwds)
-    except TypeError:
-        refuse_unknown(function, kwds)
+    except REFUSALS as error:
+        if isinstance(error, TypeError):
+            refuse_unknown(function, kwds)
+        explain_refusal(error, (cmd,), kwds)
         raise
 
 
@@ -297,8 +300,8 @@ async def create_subprocess_exec(
     )
     try:
         return await _open_process(spec, limit)
-    except FileNotFoundError as error:
-        explain_missing(error, spec)
+    except OSError as error:
+        explain_failure(error, spec)
         raise
 
 
@@ -390,8 +393,8 @@ async def subprocess_exec(
     protocol = protocol_factory()
     try:
         return await open_transport(spec, protocol, asyncio.get_running_loop()), protocol
-    except FileNotFoundError as error:
-        explain_missing(error, spec)
+    except OSError as error:
+        explain_failure(error, spec)
         raise
 
 

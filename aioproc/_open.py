@@ -24,7 +24,7 @@ from ._run.options import (
     updated,
     without_paths,
 )
-from ._spec.advice import explain_arguments, explain_missing, refuse_shell, refuse_unknown
+from ._spec.advice import REFUSALS, explain_failure, explain_refusal, refuse_shell, refuse_unknown
 from ._spec.limits import die_where_honest
 from ._spec.spec import SpawnSpec
 from ._text import check_pieces, judged_text
@@ -134,9 +134,10 @@ class ProcessOpener(Generic[P]):
             return SpawnSpec.build(
                 self._command, stdin=stdin, stdout=stdout, stderr=stderr, **self._options
             )
-        except TypeError as error:
-            refuse_unknown("open_process", self._options, _OWN, _INSTEAD)
-            explain_arguments(error, self._command, "open_process")
+        except REFUSALS as error:
+            if isinstance(error, TypeError):
+                refuse_unknown("open_process", self._options, _OWN, _INSTEAD)
+            explain_refusal(error, self._command, self._options, "open_process")
             raise
 
     async def _open(self) -> P:
@@ -154,9 +155,9 @@ class ProcessOpener(Generic[P]):
             if self._has_paths:
                 spec = self._build(open_paths(self._streams, opened))
             transport = await _api.open_transport(spec, protocol, loop)
-        except FileNotFoundError as error:
+        except OSError as error:
             if not opened:
-                explain_missing(error, self._spec)
+                explain_failure(error, self._spec)
             raise
         finally:
             for file in opened:

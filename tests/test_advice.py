@@ -15,7 +15,7 @@ import pytest
 
 from conftest import run, settle
 from marks import posix_only
-from programs import CAT, SLEEP, TRUE
+from programs import CAT, SLEEP, TRUE, WINDOWS
 
 PIPE = asyncio.subprocess.PIPE
 
@@ -69,6 +69,54 @@ async def test_a_command_line_as_program(aioproc: Any) -> None:
             FileNotFoundError, lambda args=args, options=options: start(*args, **options)
         )
         assert "taken for" not in text
+
+
+@pytest.mark.parametrize("function", ["create_subprocess_exec", "run", "open_process"])
+@pytest.mark.asyncio
+async def test_which_option_it_was(aioproc: Any, function: str, tmp_path: Path) -> None:
+    start = getattr(aioproc, function)
+
+    async def text(kind: type[Exception], *more: Any, **options: Any) -> str:
+        async def call() -> None:
+            await start(*TRUE, *more, **options)
+
+        return await advice(kind, call)
+
+    assert "cwd is 5; it is a str" in await text(TypeError, cwd=5)
+    assert "executable is 5; it is a str" in await text(TypeError, executable=5)
+    secret = await text(TypeError, env={"PATH": "x", "TOKEN": 12345})
+    assert "'TOKEN' is of type int: give str(...)" in secret
+    assert "12345" not in secret
+    assert "variable is 7; it is a str" in await text(TypeError, env={7: "x"})
+    assert "env={'NAME': 'value'}" in await text(AttributeError, env=["A=1"])
+    assert "it is 'A=B'" in await text(ValueError, env={"A=B": "1"})
+    assert "the environment variable 'A' has one" in await text(ValueError, env={"A": "\0"})
+    assert f"argument {len(TRUE)} has one" in await text(ValueError, "a\0b")
+    assert "cwd has one" in await text(ValueError, cwd="a\0b")
+    if not WINDOWS:
+        assert "pass_fds=[3]" in await text(TypeError, pass_fds=3)
+
+
+@posix_only("files that are executable")
+@pytest.mark.asyncio
+async def test_files_that_cannot_be_executed(aioproc: Any, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("echo\n")
+    file.chmod(0o755)
+    for start in (aioproc.create_subprocess_exec, aioproc.run):
+        assert "(#!): give that" in await advice(OSError, lambda start=start: start(file))
+        assert "name is empty" in await advice(PermissionError, lambda start=start: start(""))
+    file.write_text("#!/no/such\n")
+    start = aioproc.create_subprocess_exec
+    for call in (
+        lambda: start(file),
+        lambda: start("./file", cwd=tmp_path),
+        lambda: aioproc.run(file),
+    ):
+        text = await advice(FileNotFoundError, call)
+        assert "the file is there: its interpreter is not" in text
+    missing = await advice(FileNotFoundError, lambda: aioproc.run(tmp_path / "missing"))
+    assert "the file is there" not in missing
 
 
 @posix_only("the error names no directory there")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._backends import system
 from .._notes import add_note
-from .._spec.advice import explain_arguments, explain_missing, refuse_shell, refuse_unknown
+from .._spec.advice import REFUSALS, explain_failure, explain_refusal, refuse_shell, refuse_unknown
 from .._spec.limits import die_where_honest
 from .._spec.spec import SpawnSpec
 from .._text import Encoder, check_pieces, judged_text
@@ -345,8 +345,8 @@ class Settings:
             return None  # it is where we are, and not where it is to run
         try:
             spec = self._spec.again(command)
-        except TypeError as error:
-            explain_arguments(error, (program, *args), self._function)
+        except REFUSALS as error:
+            explain_refusal(error, (program, *args), {}, self._function)
             raise
         if spec is None:
             return None
@@ -369,16 +369,17 @@ class Settings:
             return SpawnSpec.build(
                 self._command, stdin=stdin, stdout=stdout, stderr=stderr, **self._options
             )
-        except TypeError as error:
-            refuse_unknown(self._function, self._options, _OWN, INSTEAD)
-            if not self._shell:
-                explain_arguments(error, self.user_args, self._function)
+        except REFUSALS as error:
+            if isinstance(error, TypeError):
+                refuse_unknown(self._function, self._options, _OWN, INSTEAD)
+            arguments = (self.user_args,) if self._shell else self.user_args
+            explain_refusal(error, arguments, self._options, self._function)
             raise
 
     def explain(self, error: OSError) -> None:
         """Says what may have been meant by a command that could not be started."""
-        if isinstance(error, FileNotFoundError) and not self._shell:
-            explain_missing(error, self._spec, "run_shell")
+        if not self._shell:
+            explain_failure(error, self._spec, "run_shell")
 
 
 _OWN = frozenset(Settings.__init__.__kwdefaults__ or ()) - {"is_shell", "shell_program"}
