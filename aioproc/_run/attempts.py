@@ -61,9 +61,9 @@ async def attempt(
     end = None
     if began is not None and settings.timeout is not None:
         end = began[0] + settings.timeout
-    if limiter is not None and limiter.is_short and limiter.has_others:
+    if limiter is not None and limiter._is_short and limiter._has_others:
         # Those who have waited come first.
-        has_waited = await limiter.room(_sooner(loop.time() + patience, end))
+        has_waited = await limiter._room(_sooner(loop.time() + patience, end))
     while True:
         run = (make or Run)(settings, loop, *(began or (loop.time(), monotonic())))
         if end is not None and loop.time() >= end:
@@ -74,7 +74,7 @@ async def attempt(
             if not run.could_not_start:
                 raise
             pause = next(pauses, None) if error.errno == errno.ETXTBSY else None
-            waits = limiter is not None and error.errno in NOT_NOW and limiter.has_others
+            waits = limiter is not None and error.errno in NOT_NOW and limiter._has_others
             why = error.strerror
             if pause is None and not waits:
                 settings.explain(error)
@@ -90,6 +90,6 @@ async def attempt(
                 has_warned = True
                 what = discreet(settings.user_args, settings.name)
                 logger.warning("%s waits for room, or the end of another: %s", what, why)
-            await limiter.room(_sooner(loop.time() + patience, end), again=has_waited)
+            await limiter._room(_sooner(loop.time() + patience, end), again=has_waited)
             has_waited = True
             patience = min(2 * patience, LONGEST_SHORT_PAUSE)

@@ -99,16 +99,16 @@ class Limiter:
             _tell_first(self._short)
 
     @property
-    def is_short(self) -> bool:
+    def _is_short(self) -> bool:
         """Whether somebody with a slot could not start a command, and waits."""
         return bool(self._short)
 
     @property
-    def has_others(self) -> bool:
+    def _has_others(self) -> bool:
         """With a slot: whether there are others with one, who do not wait for our end."""
         return self._in_use - len(self._short) > 1
 
-    async def room(self, end: float | None = None, *, again: bool = False) -> bool:
+    async def _room(self, end: float | None = None, *, again: bool = False) -> bool:
         """With a slot: waits for the end of another, since a command could not be started for
         want of descriptors, processes or memory, or since others could not.
 

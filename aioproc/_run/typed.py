@@ -32,8 +32,8 @@ class SpawnOptions(TypedDict, total=False):
     stop: float | Iterable[Step]
     tree: bool
     cwd: Path | None
-    env: Mapping[Any, Any] | None
-    env_update: Mapping[Any, Any] | None
+    env: Mapping[str, Path] | Mapping[bytes, Path] | None
+    env_update: Mapping[str, Path | None] | Mapping[bytes, Path | None] | None
     name: str | None
     executable: Path | None
     close_fds: bool

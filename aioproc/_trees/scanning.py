@@ -289,7 +289,10 @@ class Scanning:
             self._changed.notify()
             thread = self._thread
         if thread is not None:
-            thread.join(KILL_TIME + STUCK)
+            try:
+                thread.join(KILL_TIME + STUCK)
+            except KeyboardInterrupt:
+                pass  # who is impatient leaves without
 
     def put(self, request: Request) -> None:
         """From any thread."""
