@@ -532,3 +532,38 @@ def test_left_hanging_at_the_end(
     family.append(int(done.stdout))
     assert done.returncode == 0, done.stderr
     assert not is_alive(family[0])
+
+
+ADOPTS = """
+import ctypes
+from aside import is_alive
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+FAMILY = "sleep 1000 & setsid sleep 1000 & setsid sh -c 'sleep 1000 & sleep 1000' & "
+
+async def main():
+    for _ in range(5):
+        try:
+            await aioproc.run("sh", "-c", FAMILY + "echo; exec sleep 1000", timeout=0.1)
+        except aioproc.TimeoutExpired:
+            pass
+        done = await aioproc.run("sh", "-c", FAMILY + "echo", leftovers="kill", drain=0)
+        assert done.ok, done
+        async with aioproc.open_process("sh", "-c", FAMILY + "echo; wait", stop=0) as process:
+            await process.stdout.readline()
+        assert process.returncode < 0
+    # A child of somebody else's, which nobody of ours waits for.
+    other = os.spawnlp(os.P_NOWAIT, "true", "true")
+    await settle(lambda: not is_alive(other))
+    await aioproc.run("sh", "-c", FAMILY + "echo", leftovers="kill", drain=0)
+    assert os.waitpid(other, 0) == (other, 0)
+run(main())
+assert not children(), children()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about prctl(2)")
+def test_orphans_that_are_given_to_us_are_reaped(aside: Aside) -> None:
+    """As to process 1 of a container, where nobody else does."""
+    aside.run(ADOPTS)

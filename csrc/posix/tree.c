@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -33,6 +34,7 @@ typedef struct {
   uint32_t links; /* the first; 0: none */
   uint32_t slot;
   int8_t environment;
+  bool was_others; /* it has been seen with another parent than us */
 } entry;
 
 typedef struct {
@@ -361,6 +363,24 @@ static void act(ap_trees *t, entry *on, bool at_once) {
   }
 }
 
+/* -- orphans */
+
+/* Where orphans are given to us (we are process 1 of a container, or have asked for them, see
+ * PR_SET_CHILD_SUBREAPER in prctl(2)) nobody else waits for a member that has ended. The
+ * leader is waited for by whoever has made it. Where it is not known who that was, it is told
+ * by this: it has never had another parent, and leads its session. */
+static void reap_orphan(ap_trees *t, const entry *one) {
+  const process_facts *who = &one->facts;
+  if (who->alive || who->parent != t->self || !one->links) return;
+  bool is_orphan = one->was_others;
+  for (uint32_t at = one->links; at; at = t->links[at].next) {
+    const ap_tree *tree = t->trees[place_of(t, t->links[at].tree)];
+    if (who->pid == tree->leader) return;
+    is_orphan |= tree->leader || (who->session == tree->session && who->pid != who->session);
+  }
+  if (is_orphan) waitpid(who->pid, NULL, WNOHANG);
+}
+
 /* -- a round */
 
 static void count(ap_trees *t, const entry *one) {
@@ -384,7 +404,11 @@ static void visit(ap_trees *t, pid_t pid) {
   one->facts = error < 0 ? before->facts : facts;
   one->links = 0;
   one->environment = UNREAD;
-  if (before && before->facts.start == one->facts.start) links_move(t, before, one);
+  one->was_others = one->facts.parent != t->self;
+  if (before && before->facts.start == one->facts.start) {
+    links_move(t, before, one);
+    one->was_others |= before->was_others;
+  }
   if (error == 0) {
     join_by_leader(t, one);
     join_by_parent(t, one);
@@ -507,6 +531,7 @@ int ap_trees_round(ap_trees *t, ap_tree *const *trees, int n) {
     act(t, &t->now->entries[i], false);
     count(t, &t->now->entries[i]);
     count_in_exec(t, &t->now->entries[i]);
+    reap_orphan(t, &t->now->entries[i]);
   }
   for (int i = 0; i < n; i++)
     if (t->overfull[i]) trees[i]->alive++;

@@ -292,12 +292,16 @@ class PureSought:
 class _Member:
     """Of one tree or more: the last step of each that it has the signal of."""
 
-    __slots__ = ("alive", "facts", "in_exec", "is_read", "steps")
+    __slots__ = ("alive", "facts", "in_exec", "is_read", "steps", "was_others")
 
-    def __init__(self, facts: Facts, steps: dict[PureSought, int]) -> None:
+    def __init__(
+        self, facts: Facts, steps: dict[PureSought, int], was_others: bool = False
+    ) -> None:
         self.facts = facts
         self.alive = facts.alive
         self.steps = steps
+        #: It has been seen with another parent than us.
+        self.was_others = was_others
         #: What is known of its environment: that there is none yet; which marks are in it.
         self.in_exec = self.is_read = False
 
@@ -338,6 +342,7 @@ class PureScanner:
             if one.in_exec and one.alive:
                 for tree in trees:
                     tree.in_exec += bool(tree.mark) and self._may_be_member(tree, one)
+            self._reap_orphan(one)
         self._chase(youngest)
         self._before, self._now = self._now, {}
         return len(numbers)
@@ -387,8 +392,9 @@ class PureScanner:
                 self._now[pid] = _Member(before.facts, steps)
             return
         if before is None or before.facts.start != facts.start:
-            steps = {}
-        one = self._now[pid] = _Member(facts, steps)
+            before, steps = None, {}
+        was_others = facts.parent != self._own or (before is not None and before.was_others)
+        one = self._now[pid] = _Member(facts, steps, was_others)
         self._join_by_leader(one)
         self._join_by_parent(one)
         came = self._join_by_session(one)
@@ -519,6 +525,24 @@ class PureScanner:
                 return not known.is_read
             one = known
         return True
+
+    # -- orphans
+
+    def _reap_orphan(self, one: _Member) -> None:
+        """As in C (reap_orphan): where orphans are given to us nobody else waits for them."""
+        facts = one.facts
+        if one.alive or facts.parent != self._own or not one.steps:
+            return
+        if any(facts.pid == tree.leader for tree in one.steps):
+            return
+        if one.was_others or any(
+            tree.leader or (facts.session == tree.session and facts.pid != facts.session)
+            for tree in one.steps
+        ):
+            try:
+                os.waitpid(facts.pid, os.WNOHANG)
+            except ChildProcessError:
+                pass  # somebody was first
 
     # -- signals
 
