@@ -774,7 +774,7 @@ async def main():
         except aioproc.TimeoutExpired as error:
             assert error.result.pid is None
         waits = asyncio.ensure_future(aioproc.run("echo", limiter=limiter))
-        while not limiter.is_short:
+        while not limiter._is_short:
             await asyncio.sleep(0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, few))
         os.close(few)
@@ -801,7 +801,7 @@ async def main():
     async with limiter:  # for as long as it takes
         resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
         waits = asyncio.ensure_future(aioproc.run("echo", "a", limiter=limiter))
-        while not limiter.is_short:
+        while not limiter._is_short:
             await asyncio.sleep(0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert (await waits).text == "a"

@@ -567,3 +567,45 @@ assert not children(), children()
 def test_orphans_that_are_given_to_us_are_reaped(aside: Aside) -> None:
     """As to process 1 of a container, where nobody else does."""
     aside.run(ADOPTS)
+
+
+AT_EXIT = """
+import atexit, asyncio, sys
+
+def last():
+    import aioproc
+    script = "setsid sh -c 'echo $$; exec sleep 1000' & echo $$; sleep 1000"
+    try:
+        asyncio.run(aioproc.run("sh", "-c", script, timeout=0.3))
+    except aioproc.TimeoutExpired as error:
+        print(error.result.left, error.result.text)
+
+if sys.argv[1] == "after":
+    atexit.register(last)
+import aioproc
+from aioproc._trees import scanning
+scanning.STUCK = 1000
+asyncio.run(aioproc.run("true"))
+if sys.argv[1] == "before":
+    atexit.register(last)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("backend", ["native", "pure"])
+def test_a_function_of_atexit(when: str, backend: str, family: list[int]) -> None:
+    """It runs before ours, or after: then there is no thread any more, which it does not have
+    to wait for; and Python 3.12 starts none in either case."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, when],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "AIOPROC_BACKEND": backend},
+        timeout=FUSE,
+    )
+    left, *pids = done.stdout.split()
+    family += map(int, pids)
+    assert (done.returncode, done.stderr, left) == (0, "", "[]")
+    assert len(pids) == 2
+    assert not any(map(is_alive, family))

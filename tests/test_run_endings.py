@@ -24,9 +24,9 @@ from aside import PROC
 from aside import settle as settle_later
 from conftest import FUSE, is_alive, settle
 from endings import Clock, Heard, pids_in
-from helpers import readable
+from helpers import readable, script
 from marks import posix_only
-from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, python
+from programs import CAT, LEAVES_CAT, SLEEP, TRUE, WINDOWS, YES, python
 
 if WINDOWS:
     pytest.skip("signals; Windows' part is in test_run_windows.py", allow_module_level=True)
@@ -878,3 +878,69 @@ async def test_logs_of_an_ending(aioproc: Any, caplog: pytest.LogCaptureFixture)
         await aioproc.run(*SLEEP, timeout=0.2, stop=[(signal.SIGCONT, 0.1)])
     assert f"signal {int(signal.SIGCONT)} is sent; 0.1 s are given" in caplog.text
     assert "what is left is killed" in caplog.text
+
+
+@everywhere
+@pytest.mark.parametrize("callback", ["on_output", "on_line"])
+async def test_a_callback_that_never_waits(aioproc: Any, callback: str) -> None:
+    """Others have their turns, the timeout among them, however much there is to be heard."""
+    turns = heard = 0
+
+    def hear(stream: str, data: bytes) -> None:
+        nonlocal heard
+        heard += 1
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    counting = asyncio.ensure_future(count())
+    try:
+        with pytest.raises(aioproc.TimeoutExpired):
+            await aioproc.run(*YES, timeout=0.5, max_output=1000, **{callback: hear})
+    finally:
+        counting.cancel()
+    assert heard > 10
+    assert turns > 5
+
+
+EAGER = """
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+
+    async def block():
+        await asyncio.sleep(0)
+        time.sleep(0.2)
+    blocking = asyncio.create_task(block())
+    script = "echo out; exec >&- 2>&-; sleep 0.4"
+    assert (await aioproc.run("sh", "-c", script, on_output=lambda *_: None)).ok
+    script = "exec >&-; sleep 0.02; echo one >&2; sleep 0.01; echo two >&2"
+    for _ in range(20):
+        await aioproc.run("echo", on_output=lambda *_: None)
+
+        async def slow(stream, data):
+            await asyncio.sleep(0.02)
+        done = await aioproc.run("sh", "-c", script, on_output=slow)
+        assert done.stderr == b"one\\ntwo\\n", done
+    try:
+        await aioproc.pipeline(["/nowhere/nothing"], ["sleep", "1000"])
+    except FileNotFoundError:
+        pass
+    results = await aioproc.run_all([["echo", str(i)] for i in range(20)], concurrency=4)
+    assert [int(one.text) for one in results] == list(range(20))
+    try:
+        await aioproc.run("sh", "-c", "sleep 1000 & sleep 1000", timeout=0.1)
+    except aioproc.TimeoutExpired as error:
+        assert error.result.left == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+run(new_event_loop, asyncio.wait_for(main(), 50))
+"""
+
+
+@everywhere
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="since Python 3.12")
+async def test_eager_tasks(aioproc: Any) -> None:
+    await script(EAGER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import io
+import itertools
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from aside import Aside
+from conftest import FUSE
 from marks import posix_only
 from programs import BOTH, CAT, TRUE, WINDOWS, python
 
@@ -122,6 +124,75 @@ run(main())
 def test_input_from_a_file_that_stays_silent(aside: Aside) -> None:
     """No thread waits for it, which would keep the loop from ending, and the program."""
     aside.run(SILENT)
+
+
+@pytest.mark.asyncio
+@everywhere
+async def test_what_a_file_has_read_ahead_goes_first(aioproc: Any) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as file:
+        os.write(writer, b"ours\nfirst\nsecond\n")
+        assert file.readline() == b"ours\n"
+        reads_a_line = python("import sys; sys.stdout.write(sys.stdin.readline())")
+        done = await asyncio.wait_for(aioproc.run(*reads_a_line, input=file), FUSE)
+        assert done.text == "first"
+        os.write(writer, b"third\n")
+        assert file.readline() == b"third\n"
+    os.close(writer)
+
+
+SHARED = """
+async def main():
+    reader, writer = os.pipe()
+    with open(reader, "rb") as file:
+        async def one():
+            try:
+                return (await aioproc.run(*CAT, input=file, timeout=1)).stdout
+            except aioproc.TimeoutExpired as error:
+                return error.result.stdout
+        asyncio.get_running_loop().call_later(0.2, os.write, writer, b"x")
+        assert sorted(await asyncio.gather(one(), one())) == [b"", b"x"]
+    os.close(writer)
+run(main())
+"""
+
+
+def test_two_runs_read_one_file(aside: Aside) -> None:
+    """What one has read the other does not wait for, in a thread that nobody could end."""
+    aside.run(SHARED)
+
+
+@pytest.mark.asyncio
+@everywhere
+@pytest.mark.parametrize("kind", ["iterable", "asynchronous", "of nothing"])
+async def test_input_without_an_end(aioproc: Any, kind: str) -> None:
+    """Others have their turns, the timeout among them."""
+
+    async def asynchronous() -> AsyncIterator[bytes]:
+        while True:
+            yield b"" if kind == "of nothing" else b"x"
+
+    source = itertools.repeat(b"x") if kind == "iterable" else asynchronous()
+    with pytest.raises(aioproc.TimeoutExpired):
+        await aioproc.run(*CAT, stdout=DEVNULL, input=source, timeout=0.2)
+    if kind == "of nothing":
+        assert (await aioproc.run(*TRUE, input=asynchronous())).ok
+
+
+@pytest.mark.asyncio
+@posix_only("FIFOs")
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+async def test_a_fifo_by_its_path(aioproc: Any, stream: str, tmp_path: Path) -> None:
+    """To open it would keep the loop waiting."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for call in (
+        aioproc.run(*CAT, **{stream: fifo}),
+        aioproc.pipeline(CAT, CAT, **{stream: fifo}),
+        aioproc.open_process(*CAT, **{stream: fifo})._open(),
+    ):
+        with pytest.raises(ValueError, match="is a FIFO, and to open it is to wait"):
+            await call
 
 
 @pytest.mark.asyncio

@@ -269,6 +269,8 @@ class Output:
         try:
             self._watch(self._wake)
             await waiter
+            if self.listener is not None:
+                self.listener.turn.begin()
         finally:
             self._waiter = None
             if self.is_open:

@@ -10,6 +10,7 @@ from typing import Any
 from .._backends.base import READS_NO_MORE, WriteEnd, logger
 from .._sink import BULKY, CHUNK, LOOK_AGAIN
 from .source import pieces
+from .tasks import Turn
 
 
 class Feed:
@@ -110,15 +111,20 @@ async def feed(
     """Writes all that a file, an iterable or an asynchronous iterable gives, and closes. What
     that raises is raised, and given to `failed` before the child can know of it."""
     chunks: Any = pieces(source) if hasattr(source, "read") else source
+    turn = Turn()
     try:
         if hasattr(chunks, "__aiter__"):
             async for chunk in chunks:
                 if not await pipe.send(encode(chunk)):
                     return
+                if turn.is_over():
+                    await turn.next()
         else:
             for chunk in chunks:
                 if not await pipe.send(encode(chunk)):
                     return
+                if turn.is_over():
+                    await turn.next()
     except asyncio.CancelledError:
         raise
     except BaseException as error:

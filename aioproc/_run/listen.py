@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .._text import Decoder, LineSplitter
+from .tasks import Turn
 
 Callback = Callable[[str, Any], object]
 
@@ -26,6 +27,7 @@ class Listener:
         self._on_line = on_line
         self._decoder = decoder
         self._splitter = LineSplitter()
+        self.turn = Turn()
         #: It is with a callback just now, and so brakes the child.
         self.is_busy = False
 
@@ -43,8 +45,17 @@ class Listener:
                     lines += self._splitter.rest()
                 for line in lines:
                     await _call(self._on_line, self._stream, line)
+                    if self.turn.is_over():
+                        await self._rest()
         finally:
             self.is_busy = False
+        if self.turn.is_over():
+            await self.turn.next()
+
+    async def _rest(self) -> None:
+        self.is_busy = False  # it is not the callback that takes so long
+        await self.turn.next()
+        self.is_busy = True
 
 
 async def _call(callback: Callback, stream: str, data: Any) -> None:

@@ -17,6 +17,7 @@ from .limiter import Limiter, judge
 from .options import Settings, judge_limiter
 from .result import CompletedProcess
 from .run import Told
+from .tasks import new_task
 from .together import wait_for_end
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Runs(Generic[T]):
     def _add_worker(self) -> None:
         assert self._loop is not None
         if not (self._is_halting or self._is_exhausted or len(self._workers) >= self._concurrency):
-            worker = self._loop.create_task(self._work())
+            worker = new_task(self._loop, self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_ended)
 

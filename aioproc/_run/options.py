@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import subprocess
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -422,13 +423,30 @@ def without_paths(streams: Iterable[Any]) -> list[Any]:
 
 def open_paths(streams: Iterable[Any], opened: list[Any]) -> list[Any]:
     """Opens what is given as a path; those files go to `opened`, too, to be closed."""
-    files = []
-    for number, stream in enumerate(streams):
+    files: list[Any] = []
+    given = list(streams)
+    for number, stream in enumerate(given):
         if isinstance(stream, os.PathLike):
-            stream = open(stream, "rb" if number == 0 else "wb")  # noqa: SIM115
+            if number == 2 and stream == given[1]:
+                files.append(files[1])  # opened twice, one would write over the other
+                continue
+            stream = open_path(stream, "rb" if number == 0 else "wb")
             opened.append(stream)
         files.append(stream)
     return files
+
+
+def open_path(path: Any, mode: str) -> Any:
+    try:
+        is_fifo = stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        is_fifo = False  # open() says what there is to be said
+    if is_fifo:
+        raise ValueError(
+            f"{os.fspath(path)!r:.200} is a FIFO, and to open it is to wait for its other end: "
+            "open it yourself, in a thread, and give the file"
+        )
+    return open(path, mode)
 
 
 def judged_program(program: Any, cwd: Any, options: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from .._messages import shortened
 from .._notes import add_note
 from .attempts import attempt
 from .command import Command, parts_of
-from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings
+from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings, open_path
 from .result import (
     CalledProcessError,
     CompletedProcess,
@@ -27,6 +27,7 @@ from .result import (
     TimeoutExpired,
 )
 from .run import Run, Told
+from .tasks import new_task
 from .together import wait_for_end
 
 if TYPE_CHECKING:
@@ -320,9 +321,10 @@ class _Pipeline:
             streams[i][1], streams[i + 1][0] = writer, reader
         stdout, stderr = self._stdout, self._stderr
         if isinstance(stdout, os.PathLike):
-            streams[-1][1] = stdout = files.enter_context(open(stdout, "wb"))  # noqa: SIM115
+            streams[-1][1] = stdout = files.enter_context(open_path(stdout, "wb"))
         if isinstance(stderr, os.PathLike):
-            stderr = files.enter_context(open(stderr, "wb"))  # noqa: SIM115
+            is_same = stderr == self._stdout
+            stderr = stdout if is_same else files.enter_context(open_path(stderr, "wb"))
             for i in self._sharers:
                 streams[i][2] = stderr
         others = [i for i in self._sharers if i < count - 1]
@@ -395,7 +397,7 @@ class _Pipeline:
             try:
                 self._open(loop, files)
                 self._tasks = [
-                    loop.create_task(self._perform(i, began)) for i in range(len(self._settings))
+                    new_task(loop, self._perform(i, began)) for i in range(len(self._settings))
                 ]
                 if end is not None:
                     timer = loop.call_at(end, self._time_is_up)

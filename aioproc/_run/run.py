@@ -41,6 +41,7 @@ from .result import (
     Reason,
     TimeoutExpired,
 )
+from .tasks import new_task
 
 #: How often the time for the end of the pipes is given again, since something came.
 MOST_DRAINS = 10
@@ -260,7 +261,7 @@ class Run:
                 at_once |= not self._feed.send_all(settings.data[child.input_taken :])
             else:
                 feeding = feed(self._feed, settings.source, settings.encode, self._fail)
-                self._feeding = self._loop.create_task(feeding)
+                self._feeding = new_task(self._loop, feeding)
                 self._feeding.add_done_callback(self._raised)
         if stdout is not None or stderr is not None:
             program, most = self._spec.programs[0], settings.max_output
@@ -290,7 +291,7 @@ class Run:
             stream = ("", "stdout", "stderr")[output.fd]
             listener = Listener(stream, settings.on_output, settings.on_line, decoder)
             output.listener = listener
-            output.pump = self._loop.create_task(self._pump(output, listener))
+            output.pump = new_task(self._loop, self._pump(output, listener))
             output.pump.add_done_callback(self._pumped)
 
     @staticmethod

@@ -113,6 +113,8 @@ class Request:
 
     #: What it does to members; `carries`: gives them the tree's signal.
     kills = carries = False
+    #: As long as its caller says.
+    waits_long = False
     #: None: nobody looked.
     result: Any = None
 
@@ -184,7 +186,7 @@ class Signal(Request):
 class Gone(Request):
     """Whether all have ended, within that many seconds."""
 
-    carries = True
+    carries = waits_long = True
 
     def __init__(self, target: Target, loop: Loop | None, seconds: float) -> None:
         super().__init__(target, loop, seconds)
@@ -297,38 +299,46 @@ class Scanning:
     def put(self, request: Request) -> None:
         """From any thread."""
         if sys.is_finalizing():
+            # What was left hanging. A thread does not get to run any more: to start one is to
+            # wait for ever (until Python 3.12), and so it may be to ask for a lock that the
+            # last one has held.
+            self.forget()
             self._serve_now(request)
             return
         with self._changed:
             self._requests.append(request)
             self._targets.add(request.target)
-            if self._thread is not None:
+            if self._thread is not None and not self._finishing:
                 self._changed.notify()
                 return
-            thread = threading.Thread(target=self._run, name="aioproc trees", daemon=True)
             try:
+                if self._finishing:
+                    raise RuntimeError
+                thread = threading.Thread(target=self._run, name="aioproc trees", daemon=True)
                 thread.start()
             except RuntimeError:
-                # There is no room for it, or the interpreter is about to end: nobody looks.
+                # There is no room for one, a subinterpreter allows none, or the interpreter is
+                # about to end, and other functions of atexit run commands.
                 self._requests.remove(request)
-                if request.future is not None:
-                    request.future.set_result(None)
             else:
                 self._thread = thread
+                return
+        self._serve_now(request)
 
     def _serve_now(self, request: Request) -> None:
-        """The interpreter is being taken down, and what was left hanging with it. A thread does
-        not get to run any more: to start one is to wait for ever (until Python 3.12), and so it
-        may be to ask for a lock that the last one has held."""
-        self.forget()
-        if request.future is not None:
+        """Without a thread. Of what takes its time nobody looks: the child alone is waited
+        for."""
+        if request.waits_long:
+            assert request.future is not None
             request.future.set_result(None)
             return
-        while not self._serve([request]):
+        scanning = Scanning()
+        while not scanning._serve([request]):
             time.sleep(max(0.0, request.due - time.monotonic()))
-        if self._scanner is not None:
-            self._scanner.close()
-            self._scanner = None
+        if scanning._scanner is not None:
+            scanning._scanner.close()
+        if request.future is not None:
+            request.future.set_result(request.result)
 
     # -- the thread
 
