@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from typing import Any
@@ -23,12 +24,10 @@ def label(args: Any, name: str | None) -> str:
         return shortened(escaped(name))
     if isinstance(args, (str, bytes, os.PathLike)):
         return shortened(escaped(_decoded(args)[: MOST_OF_COMMAND + 1]))
-    from shlex import quote  # for messages alone, of which most programs have none
-
     text = ""
     for part in args:
         # No more of it than is shown: there may be megabytes.
-        quoted = quote(_decoded(part)[: MOST_OF_COMMAND + 1])
+        quoted = shlex.quote(_decoded(part)[: MOST_OF_COMMAND + 1])
         text = f"{text} {quoted}" if text else quoted
         if len(text) > MOST_OF_COMMAND:
             break

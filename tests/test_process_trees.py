@@ -559,7 +559,7 @@ async def main():
     await aioproc.run("sh", "-c", FAMILY + "echo", leftovers="kill", drain=0)
     assert os.waitpid(other, 0) == (other, 0)
 run(main())
-assert not children(), children()
+assert not children(), [open(f"/proc/{pid}/stat").read() for pid in children()]
 """
 
 

@@ -80,7 +80,7 @@ def kill_marked(mark: str) -> None:
     more, so that its number may be another's at any time. From any thread; without an
     answer."""
     if mark:
-        scanning.put(Kill(Target(0, 0, int(mark, 16), now()), None))
+        scanning.put(Kill(Target(-1, 0, int(mark, 16), now()), None))
 
 
 def _put(request: Request) -> asyncio.Future[Any]:

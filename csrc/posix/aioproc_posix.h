@@ -335,7 +335,7 @@ enum {
 
 typedef struct {
   /* The tree. */
-  int32_t leader;  /* its pid; 0: it has been reaped */
+  int32_t leader;  /* its pid; 0: it has been reaped; -1: nobody knows it */
   int32_t session; /* 0: none was made. Counts while its number is known to be taken: by the
                     * leader, or by a member that was in it before */
   uint64_t mark;   /* 0: none */

@@ -367,8 +367,8 @@ static void act(ap_trees *t, entry *on, bool at_once) {
 
 /* Where orphans are given to us (we are process 1 of a container, or have asked for them, see
  * PR_SET_CHILD_SUBREAPER in prctl(2)) nobody else waits for a member that has ended. The
- * leader is waited for by whoever has made it. Where it is not known who that was, it is told
- * by this: it has never had another parent, and leads its session. */
+ * leader is waited for by whoever has made it; where nobody knows it, it is told by this, that
+ * it has never had another parent. */
 static void reap_orphan(ap_trees *t, const entry *one) {
   const process_facts *who = &one->facts;
   if (who->alive || who->parent != t->self || !one->links) return;
@@ -376,7 +376,7 @@ static void reap_orphan(ap_trees *t, const entry *one) {
   for (uint32_t at = one->links; at; at = t->links[at].next) {
     const ap_tree *tree = t->trees[place_of(t, t->links[at].tree)];
     if (who->pid == tree->leader) return;
-    is_orphan |= tree->leader || (who->session == tree->session && who->pid != who->session);
+    is_orphan |= tree->leader >= 0;
   }
   if (is_orphan) waitpid(who->pid, NULL, WNOHANG);
 }
@@ -454,7 +454,7 @@ static void join_the_rest(ap_trees *t) {
 /* Ends those that are younger than this one, if they have the mark of a tree that is to be
  * killed. The more processes there are, the longer a round takes, and the less likely it
  * is that one which forks and ends without a pause is met by it; but that is the youngest.
- * They are not kept: the next round will see who is there. */
+ * They are kept like others: the next round sees what has become of them. */
 static void chase(ap_trees *t, pid_t last) {
   bool kills = false;
   for (int i = 0; i < t->n; i++)
@@ -478,6 +478,14 @@ static void chase(ap_trees *t, pid_t last) {
       if (!processes_is_own_thread(&t->all, pid)) {
         act(t, one, false);
         count(t, one);
+        one->was_others = one->facts.parent != t->self;
+        entry *kept = table_add(t->now, pid);
+        if (kept) {
+          uint32_t slot = kept->slot;
+          *kept = *one;
+          kept->slot = slot;
+          one->links = 0;
+        }
       }
       links_free(t, one);
     }
@@ -502,7 +510,7 @@ static void begin(ap_trees *t, ap_tree *const *trees, int n) {
     if (!tree->id) tree->id = ++t->last_id;
     process_facts leader;
     t->overfull[i] = false;
-    t->anchored[i] = tree->leader && processes_facts(&t->all, tree->leader, &leader) == 0;
+    t->anchored[i] = tree->leader > 0 && processes_facts(&t->all, tree->leader, &leader) == 0;
     if (t->anchored[i] && tree->start)
       t->anchored[i] = leader.start == tree->start;
     else if (t->anchored[i] && tree->born && processes_are_dated)
@@ -510,7 +518,7 @@ static void begin(ap_trees *t, ap_tree *const *trees, int n) {
     if (t->anchored[i]) tree->start = leader.start;
     if (tree->start < t->oldest) t->oldest = tree->start;
     finder_add(t, &t->by_id, tree->id, i);
-    if (tree->leader) finder_add(t, &t->by_leader, (uint64_t)tree->leader, i);
+    if (tree->leader > 0) finder_add(t, &t->by_leader, (uint64_t)tree->leader, i);
     if (tree->session) finder_add(t, &t->by_session, (uint64_t)tree->session, i);
     if (tree->mark) finder_add(t, &t->by_mark, tree->mark, i);
     if (tree->mark) t->marks = true;

@@ -363,7 +363,7 @@ class PureScanner:
             tree.alive = tree.newcomers = tree.signalled = tree.denied = tree.in_exec = 0
             tree.pids = []
             tree.anchored = False
-            if tree.leader:
+            if tree.leader > 0:
                 try:
                     start = self._proc.facts(tree.leader).start
                 except (_Gone, OSError):
@@ -413,7 +413,7 @@ class PureScanner:
 
     def _chase(self, last: int) -> None:
         """Ends those that are younger than this one, if they have the mark of a tree that is
-        to be killed. They are not noted: the next round will see who is there."""
+        to be killed. They are noted like others: the next round sees what has become of them."""
         wanted = defaultdict(list)
         for tree in self._trees:
             if tree.signal == signal.SIGKILL and tree.mark:
@@ -425,11 +425,23 @@ class PureScanner:
             # After the highest number that there can be the lowest that is free comes.
             first = max(last + 1, youngest - 2) if last < youngest else youngest
             for pid in range(first, youngest + 1):
-                for mark in self._proc.kill_marked(pid, wanted):
-                    for tree in wanted[mark]:
-                        tree.newcomers += 1
-                        tree.alive += 1
+                ended = [
+                    tree for mark in self._proc.kill_marked(pid, wanted) for tree in wanted[mark]
+                ]
+                for tree in ended:
+                    tree.newcomers += 1
+                    tree.alive += 1
+                if ended and pid not in self._now:
+                    self._note(pid, ended)
             last = youngest
+
+    def _note(self, pid: int, trees: Iterable[PureSought]) -> None:
+        try:
+            facts = self._proc.facts(pid)
+        except (_Gone, OSError):
+            return
+        steps = {tree: tree.step for tree in trees}
+        self._now[pid] = _Member(facts, steps, facts.parent != self._own)
 
     # -- what makes a process a member
 
@@ -535,10 +547,7 @@ class PureScanner:
             return
         if any(facts.pid == tree.leader for tree in one.steps):
             return
-        if one.was_others or any(
-            tree.leader or (facts.session == tree.session and facts.pid != facts.session)
-            for tree in one.steps
-        ):
+        if one.was_others or any(tree.leader >= 0 for tree in one.steps):
             try:
                 os.waitpid(facts.pid, os.WNOHANG)
             except ChildProcessError:
