@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import logging
 import os
 import platform
 import signal
-import sys
 from collections.abc import Sequence
 from math import inf
 from time import monotonic
@@ -19,7 +17,7 @@ from typing import Any
 from .. import PIPE, UNKNOWN_EXIT, Process, open_process
 from .._backends.system import WINDOWS
 from .._trees.steps import GRACE, judged_steps
-from .output import pass_on
+from .output import pass_on, tell
 from .terminal import OwnTerminal
 
 try:
@@ -243,7 +241,7 @@ class _Run:
                 await asyncio.wait([pump], timeout=MOMENT)
         exit.cancel()
         if options.stats:
-            _print("\n".join(_stats(process, monotonic() - self._began)))
+            tell("\n".join(_stats(process, monotonic() - self._began)))
         code = process.returncode
         if code is None:
             _say(f"pid {process.pid} goes on: it could not be ended")
@@ -357,14 +355,7 @@ def _is_in_foreground() -> bool:
 
 
 def _say(text: str) -> None:
-    _print(f"aioproc: {text}")
-
-
-def _print(text: str) -> None:
-    if sys.stderr is None:
-        return  # print() would take stdout
-    with contextlib.suppress(OSError):  # a full disk does not change how the command has ended
-        print(text, file=sys.stderr, flush=True)
+    tell(f"aioproc: {text}")
 
 
 def _complain(error: BaseException, code: int) -> int:
