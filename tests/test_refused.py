@@ -158,7 +158,7 @@ def test_in_a_pids_cgroup(own: Aside, tmp_path: Path, pids_cgroup: Path) -> None
     own.run(COMMON + IN_CGROUP, pids_cgroup, LD_PRELOAD=preload(tmp_path))
 
 
-UNWATCHED = """
+UNWATCHED = r"""
 import ctypes, seccomp
 from aside import is_alive
 from aioproc._backends import current
