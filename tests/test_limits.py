@@ -105,7 +105,7 @@ def check(shown: dict[str, list[str]], options: dict[str, Any]) -> None:
         number = getattr(resource, f"RLIMIT_{key.upper()}")
         soft, hard = value if isinstance(value, tuple) else (value, value)
         hard = resource.getrlimit(number)[1] if hard is None else hard
-        assert shown.pop(f"rlimit{number}") == [str(soft), str(hard)], key
+        assert shown.pop(f"rlimit{number}") == [shown_bound(soft), shown_bound(hard)], key
     if "nice" in options:
         assert shown.pop("nice") == [str(options["nice"])]
     if "cpu_affinity" in options:
@@ -127,8 +127,13 @@ def parsed_own() -> dict[str, list[str]]:
     own["oom"] = [Path("/proc/self/oom_score_adj").read_text().strip()]
     own["uid"] = [str(os.getuid()), str(os.geteuid())]
     for number in range(16):
-        own[f"rlimit{number}"] = list(map(str, resource.getrlimit(number)))
+        own[f"rlimit{number}"] = list(map(shown_bound, resource.getrlimit(number)))
     return own
+
+
+def shown_bound(bound: int) -> str:
+    """Before Python 3.15 resource.RLIM_INFINITY is -1."""
+    return str(bound % 2**64)
 
 
 # -- each of them holds, for the child alone
