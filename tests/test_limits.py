@@ -149,6 +149,15 @@ async def test_it_holds_from_the_first_instruction(aioproc: Any, ask: Any, name:
     check(shown, options)
 
 
+@pytest.mark.parametrize("none", sorted({-1, resource.RLIM_INFINITY}))
+async def test_no_limit(aioproc: Any, ask: Any, none: int) -> None:
+    """-1 means it on every Python, whatever resource has for it."""
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("we are limited ourselves")
+    shown = parsed(await ask(aioproc, built(), rlimits={"fsize": (2**40, none)}))
+    assert shown[f"rlimit{resource.RLIMIT_FSIZE}"] == [str(2**40), shown_bound(-1)]
+
+
 async def test_in_a_shell(aioproc: Any) -> None:
     options = possible(aioproc, {**OPTIONS, "umask": 0o27})
     check(parsed(await by_shell(aioproc, built(), **options)), options)
