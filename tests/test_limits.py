@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import pytest
@@ -308,6 +310,24 @@ async def test_arguments_that_the_stack_has_no_room_for(aioproc: Any, ask: Any) 
     error = await fails(aioproc, ask, built(), *arguments, rlimits={"stack": 400_000})
     assert error.errno == errno.E2BIG
     assert "rlimits['stack'] may be too low" in str(error)
+
+
+async def test_where_pickle_cannot_be_imported(
+    aioproc: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a chroot(), or by a user who cannot read Python's library."""
+    monkeypatch.setitem(sys.modules, "pickle", None)
+    options = {"preexec_fn": lambda: None, "rlimits": {"nofile": 2**62}}
+    error = await fails(aioproc, ask, **options)
+    assert isinstance(error, PermissionError)
+    assert "rlimits['nofile']: " in str(error)
+
+    def fail() -> None:
+        raise ValueError("that")
+
+    with pytest.raises(SubprocessError, match=r"preexec_fn\. ValueError: that") as caught:
+        await ask(aioproc, built(), preexec_fn=fail)
+    assert caught.value.__cause__ is None
 
 
 async def test_other_failures_are_told_as_ever(aioproc: Any, ask: Any) -> None:
