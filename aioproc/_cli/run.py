@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 from collections.abc import Sequence
 from math import inf
 from time import monotonic
@@ -123,8 +124,9 @@ def run(options: argparse.Namespace) -> int:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         # Ctrl-C goes to all that is in the terminal's foreground: the command decides.
         signal.signal(signal.SIGINT, lambda *_: None)
-    # Before the loop takes the numbers for files of its own.
-    is_open = [_is_open(fd) for fd in (1, 2)]
+    # Before the loop takes the numbers for files of its own; libffi may have done so by now.
+    streams = {1: sys.stdout, 2: sys.stderr}
+    is_open = [stream is not None and _is_open(fd) for fd, stream in streams.items()]
     if options.pty and not WINDOWS:
         with OwnTerminal() as terminal:
             code = asyncio.run(_main(options, is_open, terminal))
