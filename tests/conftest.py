@@ -26,6 +26,7 @@ pipe, process, completion port or job), child, zombie, thread or task.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -68,6 +69,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_pair: on each backend with each loop")
     config.addinivalue_line("markers", "one_loop: on each backend, with one of the loops")
     config.addinivalue_line("markers", "wine(reason): Wine does it in another way; fails there")
+    with contextlib.suppress(ImportError):
+        import ctypes
+
+        # Newer libffi opens its own file for the first callback, and keeps it open: that is
+        # no test's leak.
+        ctypes.CFUNCTYPE(None)(int)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As a shell starts what is to run in the background. Children would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,7 +37,8 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 16; i++) {
     struct rlimit limit;
     getrlimit(i, &limit);
-    printf("rlimit%d %lld %lld\n", i, (long long)limit.rlim_cur, (long long)limit.rlim_max);
+    printf("rlimit%d %llu %llu\n", i, (unsigned long long)limit.rlim_cur,
+           (unsigned long long)limit.rlim_max);
   }
   printf("nice %d\n", getpriority(PRIO_PROCESS, 0));
   cpu_set_t cpus;

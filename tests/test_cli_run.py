@@ -191,8 +191,10 @@ def test_a_full_disk() -> None:
         )
         assert done.returncode == 125
         assert "No space left" in done.stderr
-        command = [*COMMAND, "--stats", *ends(3)]
-        assert subprocess.run(command, env=environ(), stderr=full, timeout=FUSE).returncode == 3
+        for arguments, code in (["--stats", *ends(3)], 3), (["--no-such-option"], 125):
+            command = [*COMMAND, *arguments]
+            done = subprocess.run(command, env=environ(), stderr=full, timeout=FUSE)
+            assert done.returncode == code
 
 
 @pytest.mark.everywhere

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 import pytest
@@ -105,7 +107,7 @@ def check(shown: dict[str, list[str]], options: dict[str, Any]) -> None:
         number = getattr(resource, f"RLIMIT_{key.upper()}")
         soft, hard = value if isinstance(value, tuple) else (value, value)
         hard = resource.getrlimit(number)[1] if hard is None else hard
-        assert shown.pop(f"rlimit{number}") == [str(soft), str(hard)], key
+        assert shown.pop(f"rlimit{number}") == [shown_bound(soft), shown_bound(hard)], key
     if "nice" in options:
         assert shown.pop("nice") == [str(options["nice"])]
     if "cpu_affinity" in options:
@@ -127,8 +129,13 @@ def parsed_own() -> dict[str, list[str]]:
     own["oom"] = [Path("/proc/self/oom_score_adj").read_text().strip()]
     own["uid"] = [str(os.getuid()), str(os.geteuid())]
     for number in range(16):
-        own[f"rlimit{number}"] = list(map(str, resource.getrlimit(number)))
+        own[f"rlimit{number}"] = list(map(shown_bound, resource.getrlimit(number)))
     return own
+
+
+def shown_bound(bound: int) -> str:
+    """Before Python 3.15 resource.RLIM_INFINITY is -1."""
+    return str(bound % 2**64)
 
 
 # -- each of them holds, for the child alone
@@ -142,6 +149,15 @@ async def test_it_holds_from_the_first_instruction(aioproc: Any, ask: Any, name:
     shown = parsed(await ask(aioproc, built(), **options))
     assert snapshot() == before
     check(shown, options)
+
+
+@pytest.mark.parametrize("none", sorted({-1, resource.RLIM_INFINITY}))
+async def test_no_limit(aioproc: Any, ask: Any, none: int) -> None:
+    """-1 means it on every Python, whatever resource has for it."""
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("we are limited ourselves")
+    shown = parsed(await ask(aioproc, built(), rlimits={"fsize": (2**40, none)}))
+    assert shown[f"rlimit{resource.RLIMIT_FSIZE}"] == [str(2**40), shown_bound(-1)]
 
 
 async def test_in_a_shell(aioproc: Any) -> None:
@@ -294,6 +310,24 @@ async def test_arguments_that_the_stack_has_no_room_for(aioproc: Any, ask: Any) 
     error = await fails(aioproc, ask, built(), *arguments, rlimits={"stack": 400_000})
     assert error.errno == errno.E2BIG
     assert "rlimits['stack'] may be too low" in str(error)
+
+
+async def test_where_pickle_cannot_be_imported(
+    aioproc: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a chroot(), or by a user who cannot read Python's library."""
+    monkeypatch.setitem(sys.modules, "pickle", None)
+    options = {"preexec_fn": lambda: None, "rlimits": {"nofile": 2**62}}
+    error = await fails(aioproc, ask, **options)
+    assert isinstance(error, PermissionError)
+    assert "rlimits['nofile']: " in str(error)
+
+    def fail() -> None:
+        raise ValueError("that")
+
+    with pytest.raises(SubprocessError, match=r"preexec_fn\. ValueError: that") as caught:
+        await ask(aioproc, built(), preexec_fn=fail)
+    assert caught.value.__cause__ is None
 
 
 async def test_other_failures_are_told_as_ever(aioproc: Any, ask: Any) -> None:

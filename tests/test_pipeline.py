@@ -439,6 +439,8 @@ async def test_too_few_descriptors(aioproc: Any) -> None:
     await script(NO_DESCRIPTORS)
 
 
+# Of the thread of pytest's faulthandler_timeout; an error here is raised from Python 3.15 on.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @has_proc
 async def test_a_forked_process_does_not_have_the_pipes(aioproc: Any) -> None:
     reader, writer, claim = _backends.open_between()

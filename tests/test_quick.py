@@ -12,8 +12,6 @@ import errno
 import itertools
 import os
 import signal
-import sys
-import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -575,8 +573,7 @@ async def test_arguments_that_are_too_long(aioproc: Any) -> None:
 async def test_long_arguments_are_copied_once(aioproc: Any) -> None:
     if _backends.current().name == "pure":
         pytest.skip("Popen makes the child")
-    if hasattr(sys, "pypy_version_info"):
-        pytest.skip("PyPy has no tracemalloc")
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
     arguments = ["x" * 100_000] * 10
     await (await aioproc.create_subprocess_exec(*TRUE)).wait()
     tracemalloc.start()

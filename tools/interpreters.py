@@ -57,8 +57,9 @@ PLATFORMS = [f"manylinux_2_{minor}_{platform.machine()}" for minor in (28, 17)]
 
 #: Debian's names of interpreters; each has a -dev package with its headers.
 PACKAGES = re.compile(r"python3\.\d+|python3\.\d+-nogil|pypy3")
-#: What builds the extension, and what some tests run.
-PROGRAMS = ("gcc", "libc6-dev", "git")
+#: What builds the extension, and what some tests run: python3 is for a user who cannot enter
+#: the virtual environment's folder, or has only PATH.
+PROGRAMS = ("gcc", "libc6-dev", "git", "procps", "python3", "tmux", "vim-tiny")
 
 #: The columns of the table, as tests/conftest.py names them.
 SUBJECTS = ("clone", "portable", "pure", "oracle")

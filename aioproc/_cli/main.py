@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -11,6 +12,7 @@ from .. import __version__
 from .._install import ASYNCIO_LIMIT
 from . import run as running
 from .exec import execute
+from .output import tell
 from .report import print_report
 
 
@@ -38,8 +40,11 @@ class _Parser(argparse.ArgumentParser):
     misuse = 2
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(self.misuse, f"{self.prog}: error: {message}\n")
+        if sys.stderr is not None:  # or print_usage() would take stdout
+            with contextlib.suppress(OSError):
+                self.print_usage(sys.stderr)
+        tell(f"{self.prog}: error: {message}")
+        sys.exit(self.misuse)
 
 
 def main(arguments: list[str] | None = None) -> int:

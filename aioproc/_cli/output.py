@@ -1,10 +1,12 @@
-"""Passing a command's output on to our own stdout and stderr, which may be slow."""
+"""Passing a command's output on to our own stdout and stderr, which may be slow; what we say
+there ourselves."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import select
+import sys
 
 _FDS = {"stdout": 1, "stderr": 2}
 #: A pipe that poll() calls writable takes that much without a wait (pipe(7)).
@@ -47,3 +49,14 @@ async def _is_writable(fd: int) -> bool:
     finally:
         loop.remove_writer(fd)
     return True
+
+
+def tell(text: str) -> None:
+    """Say a line on stderr; a full disk does not change how we end."""
+    if sys.stderr is None:
+        return  # print() would take stdout
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        # Python would try again at its end, and exit with 120 (3.14, and PyPy).
+        sys.stderr = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any
 from .. import PIPE, UNKNOWN_EXIT, Process, open_process
 from .._backends.system import WINDOWS
 from .._trees.steps import GRACE, judged_steps
-from .output import pass_on
+from .output import pass_on, tell
 from .terminal import OwnTerminal
 
 try:
@@ -125,8 +124,9 @@ def run(options: argparse.Namespace) -> int:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         # Ctrl-C goes to all that is in the terminal's foreground: the command decides.
         signal.signal(signal.SIGINT, lambda *_: None)
-    # Before the loop takes the numbers for files of its own.
-    is_open = [_is_open(fd) for fd in (1, 2)]
+    # Before the loop takes the numbers for files of its own; libffi may have done so by now.
+    streams = {1: sys.stdout, 2: sys.stderr}
+    is_open = [stream is not None and _is_open(fd) for fd, stream in streams.items()]
     if options.pty and not WINDOWS:
         with OwnTerminal() as terminal:
             code = asyncio.run(_main(options, is_open, terminal))
@@ -243,7 +243,7 @@ class _Run:
                 await asyncio.wait([pump], timeout=MOMENT)
         exit.cancel()
         if options.stats:
-            _print("\n".join(_stats(process, monotonic() - self._began)))
+            tell("\n".join(_stats(process, monotonic() - self._began)))
         code = process.returncode
         if code is None:
             _say(f"pid {process.pid} goes on: it could not be ended")
@@ -357,14 +357,7 @@ def _is_in_foreground() -> bool:
 
 
 def _say(text: str) -> None:
-    _print(f"aioproc: {text}")
-
-
-def _print(text: str) -> None:
-    if sys.stderr is None:
-        return  # print() would take stdout
-    with contextlib.suppress(OSError):  # a full disk does not change how the command has ended
-        print(text, file=sys.stderr, flush=True)
+    tell(f"aioproc: {text}")
 
 
 def _complain(error: BaseException, code: int) -> int:

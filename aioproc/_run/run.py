@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from time import monotonic
 from typing import Any
 
@@ -109,6 +110,14 @@ class Run:
         self._began = began
         self._clock = clock
         self._generation = generation.number
+
+    if sys.implementation.name == "pypy":
+
+        def __del__(self) -> None:
+            # PyPy closes no coroutine that it collects, so nobody else ends the child.
+            if self._child is not None:
+                self._abandon()
+                self._forget()
 
     # -- the way through
 

@@ -183,7 +183,8 @@ def _rlimit(key: Any, value: Any) -> tuple[str, int, int, int]:
     pair = value if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
         raise TypeError(f"{name} must be a number or (soft, hard), not {value!r:.100}")
-    soft, hard = (_bound(name, one, value) for one in pair)
+    # No generator: PyPy takes its TypeError for one of the unpacking, and says so.
+    soft, hard = [_bound(name, one, value) for one in pair]
     if soft is None or hard is None:
         # As it is for us; the child has the same.
         own_soft, own_hard = resource.getrlimit(number)

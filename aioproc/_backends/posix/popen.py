@@ -5,6 +5,7 @@ For the pure backend, and for what the native strategies cannot do (preexec_fn).
 
 from __future__ import annotations
 
+import marshal
 import os
 import signal
 import subprocess
@@ -81,10 +82,14 @@ class _Reported:
     def __init__(self, function: Any, ends: list[int]) -> None:
         """ends: where the numbers of a pipe are put, for the caller to close."""
         # Seldom needed: not imported with aioproc; and here, since a forked process should not
-        # have to wait for the import lock.
-        import pickle
-
-        self._pickle: Any = pickle
+        # have to wait for the import lock. It may not be there any more, after a chroot() or with
+        # another user's rights: then there is the text alone.
+        try:
+            import pickle
+        except ImportError:
+            self._pickle: Any = None
+        else:
+            self._pickle = pickle
         self._function = function
         # Not cut in two by Ctrl-C (see stdio.py).
         ends.extend(chain.from_iterable(starmap(os.pipe, ((),))))
@@ -118,12 +123,15 @@ class _Reported:
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
         full = "".join(traceback.format_exception(type(error), error, where)).strip()
         room = self.MOST // 16  # characters, of up to four bytes
-        for exception in (error, None):
+        limit = error.args if isinstance(error, LimitFailed) else None
+        pickled = b""
+        if self._pickle is not None and limit is None:
             try:
-                cause = self._pickle.dumps(exception)
-                packed: bytes = self._pickle.dumps((text[:room], full[-2 * room :], cause))
+                pickled = self._pickle.dumps(error)
             except Exception:
-                continue  # not every exception can be pickled
+                pass  # not every exception can be pickled
+        for cause in (pickled, b""):
+            packed = marshal.dumps((text[:room], full[-2 * room :], limit, cause))
             if len(packed) <= self.MOST:
                 return packed
         return b""
@@ -131,14 +139,18 @@ class _Reported:
     def explain(self, error: subprocess.SubprocessError) -> None:
         """Adds to Popen's exception what the child has said."""
         try:
-            text, full, exception = self._pickle.loads(os.read(self._reader, self.MOST))
+            text, full, limit, pickled = marshal.loads(os.read(self._reader, self.MOST))
         except (BlockingIOError, EOFError):
             return  # nothing
         error.args = (f"{error.args[0]} {text}", *error.args[1:])
-        try:
-            cause = self._pickle.loads(exception)
-        except Exception:
-            return  # its class may refuse to be made anew
+        cause: Any = None
+        if limit is not None:
+            cause = LimitFailed(*limit)
+        elif pickled:
+            try:
+                cause = self._pickle.loads(pickled)
+            except Exception:
+                return  # its class may refuse to be made anew
         if isinstance(cause, BaseException):
             if hasattr(cause, "add_note"):  # Python 3.11
                 cause.add_note(f"In the child:\n{full}")

@@ -24,6 +24,11 @@ try:
 except ImportError:  # Emscripten, WASI: nothing will be spawned
     fcntl = resource = None  # type: ignore[assignment]
 
+try:
+    # PyPy's os.wait4() needs it: not to be imported for the first child, while a thread forks.
+    import _pypy_wait  # type: ignore[import-not-found]  # noqa: F401
+except ImportError:
+    pass
 
 #: PIDFD_SIGNAL_PROCESS_GROUP (include/uapi/linux/pidfd.h): it reaches the group when its
 #: leader has been reaped, and cannot reach another. Linux 6.9.
