@@ -430,13 +430,13 @@ def open_paths(streams: Iterable[Any], opened: list[Any]) -> list[Any]:
             if number == 2 and stream == given[1]:
                 files.append(files[1])  # opened twice, one would write over the other
                 continue
-            stream = open_path(stream, "rb" if number == 0 else "wb")
+            stream = _open_path(stream, "rb" if number == 0 else "wb")
             opened.append(stream)
         files.append(stream)
     return files
 
 
-def open_path(path: Any, mode: str) -> Any:
+def _open_path(path: Any, mode: str) -> Any:
     try:
         is_fifo = stat.S_ISFIFO(os.stat(path).st_mode)
     except OSError:

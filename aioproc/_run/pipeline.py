@@ -17,7 +17,7 @@ from .._messages import shortened
 from .._notes import add_note
 from .attempts import attempt
 from .command import Command, parts_of
-from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings, open_path
+from .options import DEFAULT, DEVNULL, PIPE, STDOUT, Settings, open_paths
 from .result import (
     CalledProcessError,
     CompletedProcess,
@@ -319,12 +319,15 @@ class _Pipeline:
             self._given[i].append(writer)
             self._given[i + 1].append(reader)
             streams[i][1], streams[i + 1][0] = writer, reader
-        stdout, stderr = self._stdout, self._stderr
-        if isinstance(stdout, os.PathLike):
-            streams[-1][1] = stdout = files.enter_context(open_path(stdout, "wb"))
-        if isinstance(stderr, os.PathLike):
-            is_same = stderr == self._stdout
-            stderr = stdout if is_same else files.enter_context(open_path(stderr, "wb"))
+        opened: list[Any] = []
+        try:
+            _, stdout, stderr = open_paths((None, self._stdout, self._stderr), opened)
+        finally:
+            for file in opened:
+                files.enter_context(file)
+        if stdout is not self._stdout:
+            streams[-1][1] = stdout
+        if stderr is not self._stderr:
             for i in self._sharers:
                 streams[i][2] = stderr
         others = [i for i in self._sharers if i < count - 1]

@@ -139,8 +139,10 @@ class Run:
             else:
                 had_ended = self._has_ended()
                 await self._end()
-                if self._has_exited and (had_ended or self._forced is None):
-                    reason = self.late(reason)
+                ended_itself = self._has_exited and (had_ended or self._forced is None)
+                if reason == "cancelled" and not self.raises and ended_itself:
+                    # Nobody is to hear of the cancellation, but of what the command has done.
+                    reason = self._own_end()
             if self._outputs or self._feeding is not None:
                 await self._end_tasks()
         except BaseException as error:
@@ -153,10 +155,6 @@ class Run:
             return self._conclude(reason)
         finally:
             self._forget()
-
-    def late(self, reason: str) -> str:
-        """Why it has ended, when it had by itself before we came to end it."""
-        return reason
 
     def _own_end(self) -> Reason:
         """How it has ended by itself."""
@@ -774,10 +772,6 @@ class Told(Run):
     """One whose result tells all, whatever happens to the command."""
 
     raises = False
-
-    def late(self, reason: str) -> str:
-        # Nobody is to hear of the cancellation, but of what the command has done.
-        return self._own_end() if reason == "cancelled" else reason
 
     @property
     def has_child(self) -> bool:

@@ -298,32 +298,32 @@ class Scanning:
 
     def put(self, request: Request) -> None:
         """From any thread."""
-        if sys.is_finalizing():
-            # What was left hanging. A thread does not get to run any more: to start one is to
-            # wait for ever (until Python 3.12), and so it may be to ask for a lock that the
-            # last one has held.
-            self.forget()
+        # When all is taken down, and what was left hanging with it, a thread does not get to run
+        # any more: to start one is to wait for ever (until Python 3.12), and so it may be to ask
+        # for a lock that the last one has held.
+        if sys.is_finalizing() or not self._hand_over(request):
             self._serve_now(request)
-            return
+
+    def _hand_over(self, request: Request) -> bool:
+        """False: there is no thread for it."""
         with self._changed:
+            if self._finishing:
+                return False  # other functions of atexit run commands
             self._requests.append(request)
             self._targets.add(request.target)
-            if self._thread is not None and not self._finishing:
+            if self._thread is not None:
                 self._changed.notify()
-                return
+                return True
             try:
-                if self._finishing:
-                    raise RuntimeError
                 thread = threading.Thread(target=self._run, name="aioproc trees", daemon=True)
                 thread.start()
             except RuntimeError:
                 # There is no room for one, a subinterpreter allows none, or the interpreter is
-                # about to end, and other functions of atexit run commands.
+                # about to end.
                 self._requests.remove(request)
-            else:
-                self._thread = thread
-                return
-        self._serve_now(request)
+                return False
+            self._thread = thread
+            return True
 
     def _serve_now(self, request: Request) -> None:
         """Without a thread. Of what takes its time nobody looks: the child alone is waited
